@@ -1,0 +1,5 @@
+//! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
+
+pub mod ingest;
+pub mod sink;
+pub mod spans;

@@ -1,0 +1,51 @@
+//! Spans as they are held: raw OTLP bytes, cut by trace and scope.
+//!
+//! Nothing here decodes a span. The invariant: a [`Chunk`] owns exactly its own bytes and never pins
+//! the request or frame that it was cut from; what spans have in common (resource and scope) is
+//! shared by reference. Bounded by the memory budget, in which the holder of a chunk counts it.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The 16 bytes of an OTLP trace id; never all zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(pub [u8; 16]);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The fields of a `ResourceSpans` message other than `scope_spans`, as they came: resource,
+/// `schema_url`, unknown fields.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Encoded fields, each with its tag.
+    pub fields: Box<[u8]>,
+}
+
+/// The fields of a `ScopeSpans` message other than `spans`, as they came: scope, `schema_url`,
+/// unknown fields.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The resource whose spans these are.
+    pub resource: Arc<Resource>,
+    /// Encoded fields, each with its tag.
+    pub fields: Box<[u8]>,
+}
+
+/// Spans of one trace and one scope.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// What the spans have in common; equal scopes of one node are the same allocation.
+    pub scope: Arc<Scope>,
+    /// One or more `ScopeSpans.spans` fields: tag 0x12, length, span.
+    pub spans: Arc<[u8]>,
+}
