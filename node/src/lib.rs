@@ -1,5 +1,8 @@
 //! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
 
 pub mod ingest;
+pub mod scan;
 pub mod sink;
 pub mod spans;
+pub mod split;
+pub mod wire;
