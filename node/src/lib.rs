@@ -3,3 +3,4 @@
 pub mod ingest;
 pub mod sink;
 pub mod spans;
+pub mod status;
