@@ -1,6 +1,9 @@
 //! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
 
+pub mod console;
 pub mod ingest;
+pub mod listen;
+pub mod metrics;
 pub mod sink;
 pub mod spans;
 pub mod status;
