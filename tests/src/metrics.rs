@@ -1,7 +1,8 @@
 //! What a node's `/metrics` says, as numbers.
 //!
-//! Reads the Prometheus text format as far as the tests need it: samples with labels, no time stamps.
-//! A line that it cannot read panics, so that every test that looks at a metric checks the format too.
+//! Reads the Prometheus text format as far as the tests need it: samples with labels, no time
+//! stamps. A line that it cannot read panics, so that every test that looks at a metric checks the
+//! format too.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +33,8 @@ impl Metrics {
         }
     }
 
-    /// The sum of all samples of `name` that have `labels` among theirs; 0 where there are none, as a
-    /// counter that never counted may be absent.
+    /// The sum of all samples of `name` that have `labels` among theirs; 0 where there are none, as
+    /// a counter that never counted may be absent.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let fits = |sample: &&Sample| sample.name == name && sample.has(labels);
         self.samples

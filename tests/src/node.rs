@@ -1,7 +1,8 @@
 //! A real node: its settings, its process, and what can be asked from outside.
 //!
 //! The invariant: a [`Node`] returned by [`Settings::start`] accepts spans; one returned by
-//! [`Settings::launch`] may still be joining, or may refuse its settings. All listeners are on loopback.
+//! [`Settings::launch`] may still be joining, or may refuse its settings. All listeners are on
+//! loopback.
 
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;

@@ -1,10 +1,11 @@
 //! Parts that others wrote: the OpenTelemetry Collector, its load client, an SDK.
 //!
 //! Each is installed by its own language's package client into a cache outside the tree
-//! (`TRACEMESH_PARTS`, else `~/.cache/tracemesh-parts`), once for all tests and processes of a machine.
-//! The invariant: a part that is returned was installed to its end: a marker is written last, and what
-//! has none is removed and installed anew. One lock file owns the whole cache. An installation is tried
-//! [`TRIES`] times, so that one bad minute of a registry costs nobody a build.
+//! (`TRACEMESH_PARTS`, else `~/.cache/tracemesh-parts`), once for all tests and processes of a
+//! machine. The invariant: a part that is returned was installed to its end: a marker is written
+//! last, and what has none is removed and installed anew. One lock file owns the whole cache. An
+//! installation is tried [`TRIES`] times, so that one bad minute of a registry costs nobody a
+//! build.
 //!
 //! Where the installing tool is absent, the part is `None`: the test says that it was skipped, and
 //! under `CI=true` it fails instead.
@@ -58,7 +59,8 @@ pub fn telemetrygen() -> Option<PathBuf> {
     Some(directory.join("telemetrygen"))
 }
 
-/// A Python interpreter that has the OpenTelemetry SDK with both OTLP exporters; `None` without Python.
+/// A Python interpreter that has the OpenTelemetry SDK with both OTLP exporters; `None` without
+/// Python.
 ///
 /// # Panics
 /// When it cannot be installed.

@@ -1,9 +1,10 @@
 //! Ports for nodes under test.
 //!
-//! A node takes four consecutive ports, and a test must know them before the node runs, because others
-//! are told them as seeds. The invariant: no two tests on this machine are given the same ones, in
-//! whatever process they run. The kernel owns that state: a block is claimed by a locked file, and
-//! the lock ends with the process. A block of which a program outside the tests has a port is passed over.
+//! A node takes four consecutive ports, and a test must know them before the node runs, because
+//! others are told them as seeds. The invariant: no two tests on this machine are given the same
+//! ones, in whatever process they run. The kernel owns that state: a block is claimed by a locked
+//! file, and the lock ends with the process. A block of which a program outside the tests has a
+//! port is passed over.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

@@ -1,7 +1,8 @@
 //! A program that runs beside a test: a node, a collector, a load generator.
 //!
-//! The invariant: it never outlives the value that owns it, and what it prints is not lost: standard
-//! output and error go to one file, which is printed when the owner is dropped by a panicking test.
+//! The invariant: it never outlives the value that owns it, and what it prints is not lost:
+//! standard output and error go to one file, which is printed when the owner is dropped by a
+//! panicking test.
 
 use crate::wait::{DEADLINE, wait_for, wait_until};
 use std::fs::{self, File};

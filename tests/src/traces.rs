@@ -1,8 +1,8 @@
 //! What nodes wrote into their trace files: OTLP JSON, one trace a line.
 //!
 //! The reader is strict, because the file is what users build on: every complete line must be one
-//! export request whose spans belong to one trace. A last line without its end is still being written
-//! and is passed over.
+//! export request whose spans belong to one trace. A last line without its end is still being
+//! written and is passed over.
 
 use serde_json::Value;
 use std::collections::BTreeMap;

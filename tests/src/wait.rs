@@ -1,7 +1,7 @@
 //! Waiting for a condition, with a deadline.
 //!
-//! Nothing else in the tests sleeps: a fixed pause is too short on a busy machine and too long on all
-//! others. The deadline is generous, because it is met only when a test fails.
+//! Nothing else in the tests sleeps: a fixed pause is too short on a busy machine and too long on
+//! all others. The deadline is generous, because it is met only when a test fails.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -9,10 +9,12 @@ use tokio::time::Instant;
 /// How long a condition may take to become true: far longer than any takes on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The pause between two looks at a condition: short beside what tests wait for, long beside a look.
+/// The pause between two looks at a condition: short beside what tests wait for, long beside a
+/// look.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Looks at `condition` until it yields a value. `what` completes the sentence "waited in vain for …".
+/// Looks at `condition` until it yields a value. `what` completes the sentence "waited in vain for
+/// …".
 ///
 /// # Panics
 /// After [`DEADLINE`].
