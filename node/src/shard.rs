@@ -817,3 +817,6 @@ fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt
 fn to_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
