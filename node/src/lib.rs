@@ -3,6 +3,7 @@
 pub mod ingest;
 pub mod scan;
 pub mod sink;
+pub mod span_view;
 pub mod spans;
 pub mod split;
 pub mod wire;
