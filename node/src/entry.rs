@@ -322,3 +322,179 @@ enum Standing {
     Flying,
     Held,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracemesh_membership::{MemberState, View, ViewMember, Weight};
+
+    fn incarnation(generation: u64) -> Incarnation {
+        Incarnation { generation, epoch: 0 }
+    }
+
+    fn placement(members: &[(&str, u64)]) -> Arc<Placement> {
+        let members = members.iter().map(|&(id, generation)| ViewMember {
+            id: id.into(),
+            incarnation: incarnation(generation),
+            weight: Weight::new(1.0).unwrap(),
+            zone: "".into(),
+            state: MemberState::Active,
+        });
+        Arc::new(Placement::new(Arc::new(View::new(members))))
+    }
+
+    /// A slot with this owner and replica.
+    fn slot(placement: &Placement, owner: &str, replica: &str) -> Slot {
+        let name = |index: MemberIndex| placement.view().members()[index as usize].id.as_str();
+        let is = |slot: &Slot| {
+            let holders = placement.holders(*slot).unwrap();
+            name(holders.owner) == owner && holders.replica.map(name) == Some(replica)
+        };
+        (0..u16::MAX).map(Slot).find(is).unwrap()
+    }
+
+    fn start(me: &str, placement: &Arc<Placement>, slots: &[Slot]) -> (OpenRequest, Vec<Send>) {
+        let placement = Arc::clone(placement);
+        let (request, step) =
+            OpenRequest::start(me.into(), slots.to_vec(), 1, placement, BTreeSet::new());
+        (request, sent(step))
+    }
+
+    fn sent(step: Step) -> Vec<Send> {
+        match step {
+            Step::Send(sends) => sends,
+            Step::Answer(answer) => panic!("expected batches, not {answer:?}"),
+        }
+    }
+
+    fn batch_to<'a>(sends: &'a [Send], target: &str) -> &'a Send {
+        sends.iter().find(|send| send.target.as_str() == target).unwrap()
+    }
+
+    const ACCEPTED: Step = Step::Answer(Answer::Accepted(Copies::Replicated));
+
+    #[test]
+    fn client_is_answered_when_owner_and_replica_hold_every_span() {
+        let placement = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let slots = [slot(&placement, "a", "b"), slot(&placement, "b", "c")];
+        let (mut request, sends) = start("a", &placement, &slots);
+        assert_eq!(sends.len(), 3, "one batch a holder");
+        assert_eq!(batch_to(&sends, "b").traces, [0, 1]);
+        let waiting = Step::Send(Vec::new());
+        assert_eq!(request.on_outcome(0, Outcome::Held(incarnation(1))), waiting);
+        assert_eq!(request.on_outcome(1, Outcome::Held(incarnation(1))), waiting);
+        assert_eq!(request.on_outcome(2, Outcome::Held(incarnation(1))), ACCEPTED);
+    }
+
+    #[test]
+    fn request_without_spans_is_accepted() {
+        let placement = placement(&[("a", 1)]);
+        let (_, step) =
+            OpenRequest::start("a".into(), Vec::new(), 1, placement, BTreeSet::new());
+        assert_eq!(step, ACCEPTED);
+    }
+
+    #[test]
+    fn alone_in_the_view_one_copy_is_enough_and_said() {
+        let placement = placement(&[("a", 1)]);
+        let (mut request, sends) = start("a", &placement, &[Slot(1)]);
+        assert_eq!(sends.len(), 1);
+        let single = Step::Answer(Answer::Accepted(Copies::Single));
+        assert_eq!(request.on_outcome(0, Outcome::Held(incarnation(1))), single);
+    }
+
+    #[test]
+    fn silent_holder_is_routed_around_and_the_others_are_told() {
+        let placement = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let (mut request, sends) = start("c", &placement, &[slot(&placement, "a", "b")]);
+        let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
+        request.on_outcome(to_b, Outcome::Held(incarnation(1)));
+        let sends = sent(request.on_outcome(to_a, Outcome::Silent));
+        let (again, instead) = (batch_to(&sends, "b"), batch_to(&sends, "c"));
+        assert_eq!((again.mark, again.content), (Mark::Marked, Content::Names));
+        assert_eq!((instead.mark, instead.content), (Mark::Marked, Content::Bytes));
+        request.on_outcome(instead.batch, Outcome::Held(incarnation(1)));
+        assert_eq!(request.on_outcome(again.batch, Outcome::Held(incarnation(1))), ACCEPTED);
+    }
+
+    #[test]
+    fn with_too_few_answering_nodes_the_client_is_pushed_back() {
+        let placement = placement(&[("a", 1), ("b", 1)]);
+        let (mut request, sends) = start("a", &placement, &[slot(&placement, "a", "b")]);
+        let to_b = batch_to(&sends, "b").batch;
+        let step = request.on_outcome(to_b, Outcome::Silent);
+        assert_eq!(step, Step::Answer(Answer::TooFew));
+    }
+
+    #[test]
+    fn full_holder_pushes_the_client_back() {
+        let placement = placement(&[("a", 1), ("b", 1)]);
+        let (mut request, _) = start("a", &placement, &[Slot(1)]);
+        assert_eq!(request.on_outcome(0, Outcome::Full), Step::Answer(Answer::Full));
+    }
+
+    #[test]
+    fn acknowledgement_of_a_former_incarnation_is_void() {
+        let placement1 = placement(&[("a", 1), ("b", 1)]);
+        let slot = slot(&placement1, "a", "b");
+        let (mut request, sends) = start("a", &placement1, &[slot]);
+        let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
+        request.on_outcome(to_b, Outcome::Held(incarnation(1)));
+        let sends = sent(request.on_view(placement(&[("a", 1), ("b", 2)])));
+        let again = batch_to(&sends, "b");
+        assert_eq!((again.content, sends.len()), (Content::Bytes, 1));
+        request.on_outcome(to_a, Outcome::Held(incarnation(1)));
+        assert_eq!(request.on_outcome(again.batch, Outcome::Held(incarnation(2))), ACCEPTED);
+    }
+
+    #[test]
+    fn acknowledgement_of_an_incarnation_that_the_view_lacks_waits_for_the_view() {
+        let placement1 = placement(&[("a", 1), ("b", 1)]);
+        let (mut request, sends) = start("a", &placement1, &[slot(&placement1, "a", "b")]);
+        let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
+        request.on_outcome(to_a, Outcome::Held(incarnation(1)));
+        let step = request.on_outcome(to_b, Outcome::Held(incarnation(2)));
+        assert_eq!(step, Step::Send(Vec::new()));
+        assert_eq!(request.on_view(placement(&[("a", 1), ("b", 2)])), ACCEPTED);
+    }
+
+    #[test]
+    fn targets_are_those_of_the_present_view() {
+        let three = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let slot = slot(&three, "c", "b");
+        let (mut request, sends) = start("a", &placement(&[("a", 1), ("b", 1)]), &[slot]);
+        for send in &sends {
+            if send.target.as_str() == "b" {
+                request.on_outcome(send.batch, Outcome::Held(incarnation(1)));
+            }
+        }
+        let sends = sent(request.on_view(three));
+        assert_eq!(sends.len(), 1);
+        let to_c = batch_to(&sends, "c").batch;
+        assert_eq!(request.on_outcome(to_c, Outcome::Held(incarnation(1))), ACCEPTED);
+    }
+
+    #[test]
+    fn bytes_that_are_wanted_after_all_are_sent() {
+        let placement = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let (mut request, sends) = start("c", &placement, &[slot(&placement, "a", "b")]);
+        let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
+        request.on_outcome(to_b, Outcome::Held(incarnation(1)));
+        let sends = sent(request.on_outcome(to_a, Outcome::Silent));
+        let again = batch_to(&sends, "b").batch;
+        let sends = sent(request.on_outcome(again, Outcome::Wanted));
+        let bytes = batch_to(&sends, "b");
+        assert_eq!((bytes.mark, bytes.content), (Mark::Marked, Content::Bytes));
+    }
+
+    #[test]
+    fn peers_known_as_silent_are_never_tried() {
+        let placement = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let avoided = BTreeSet::from(["a".into()]);
+        let slots = vec![slot(&placement, "a", "b")];
+        let (_, step) = OpenRequest::start("c".into(), slots, 1, placement, avoided);
+        let sends = sent(step);
+        assert!(sends.iter().all(|send| send.target.as_str() != "a"));
+        assert!(sends.iter().all(|send| send.mark == Mark::Marked));
+    }
+}

@@ -537,8 +537,11 @@ impl Shard {
             return;
         }
         let leaving = self.state == MemberState::Leaving && role != Role::Owner;
+        let first_question = trace.due_ms.saturating_add(to_ms(ASK_AFTER));
         if now_ms < trace.due_ms && !leaving {
             self.wake_at(index, trace.due_ms);
+        } else if role != Role::Owner && now_ms < first_question && !leaving {
+            self.wake_at(index, first_question);
         } else if role != Role::Owner {
             self.ask(index, now_ms);
         } else if self.is_calm(trace.slot) {
@@ -597,14 +600,14 @@ impl Shard {
             self.tally.taken_over += u64::from(attempt.span_count);
         }
         let decider = &mut self.decide;
+        let raw = attempt.clone();
         let decided = catch_unwind(AssertUnwindSafe(|| {
             let verdict = if known == Verdict::None { decider.decide(&attempt) } else { known };
-            let processed = process::process(&attempt, late);
-            (verdict, processed)
+            (verdict, process::process(attempt, late))
         }));
         let Ok((verdict, processed)) = decided else {
-            tracing::error!(trace_id = %attempt.trace_id, "trace makes deciding panic");
-            self.begin(index, Trying::dead_letter(Arc::new(attempt)));
+            tracing::error!(trace_id = %raw.trace_id, "trace makes deciding panic");
+            self.begin(index, Trying::dead_letter(Arc::new(raw)));
             return;
         };
         if known == Verdict::None {

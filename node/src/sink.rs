@@ -48,7 +48,7 @@ pub const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 const LINES_QUEUE_BYTES_MAX: usize = 256 << 20;
 
 /// One trace on its way out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attempt {
     /// The trace.
     pub trace_id: TraceId,

@@ -160,7 +160,7 @@ impl Rig {
         let bytes: usize = traces().map(Trace::cost_bytes).sum();
         assert_eq!(self.shard.trace_bytes, bytes);
         let remembered = traces().filter(|trace| trace.is_remembered());
-        assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum());
+        assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum::<usize>());
         let held: u64 = traces().map(|trace| u64::from(trace.held_count)).sum();
         assert_eq!(self.shard.held.iter().sum::<u64>(), held);
     }
