@@ -6,6 +6,7 @@ pub mod cut;
 pub mod decide;
 pub mod entry;
 pub mod frame;
+pub mod config;
 pub mod ingest;
 pub mod listen;
 pub mod memory;
