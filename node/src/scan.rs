@@ -321,7 +321,7 @@ impl<'a, D: Depth> Walk<'a, D> {
         for field in Reader::new(self.request) {
             let field = field.map_err(|error| error.inside(&schema::REQUEST))?;
             if field.number == 1 {
-                let range = message_range(&field, "resource spans")?;
+                let range = message_range(&field, &schema::RESOURCE_SPANS)?;
                 self.resource_spans(range)?;
             }
         }
@@ -346,7 +346,7 @@ impl<'a, D: Depth> Walk<'a, D> {
         for field in Reader::within(self.request, range) {
             let field = field.map_err(|error| error.inside(message))?;
             if field.number == CHILDREN {
-                self.scope_spans(message_range(&field, "scope spans")?)?;
+                self.scope_spans(message_range(&field, &schema::SCOPE_SPANS)?)?;
             }
         }
         if self.scan.scopes.len() == scope_count {
@@ -385,7 +385,7 @@ impl<'a, D: Depth> Walk<'a, D> {
     /// The span belongs to the scope that will be pushed next.
     #[inline]
     fn span(&mut self, field: &Field<'_>) -> Result<(), Malformed> {
-        let ids = D::span(self.request, message_range(field, "span")?)?;
+        let ids = D::span(self.request, message_range(field, &schema::SPAN)?)?;
         let (Some(trace_id), Some(span_id)) = (nonzero(ids.trace_id), nonzero(ids.span_id)) else {
             self.scan.refused_span_count += 1;
             return Ok(());
@@ -466,16 +466,16 @@ impl<'a> HeaderWalk<'a> {
     }
 }
 
-/// Where the message in a field is.
+/// Where the message in a field that must be one is.
 #[inline]
-fn message_range(field: &Field<'_>, place: &'static str) -> Result<Range<usize>, Malformed> {
+fn message_range(field: &Field<'_>, message: &'static Message) -> Result<Range<usize>, Malformed> {
     match field.value {
         Value::Bytes(payload) => Ok(field.end - payload.len()..field.end),
-        _ => Err(Malformed {
+        _ => Err(WireError {
             problem: Problem::WireType,
-            place,
             at: field.start,
-        }),
+        }
+        .inside(message)),
     }
 }
 

@@ -198,7 +198,7 @@ fn a_request_cut_anywhere_is_accepted_by_both_or_by_none() {
         &[framed(1, b"key"), framed(2, &framed(1, "välue".as_bytes()))].concat(),
     );
     let span = [span(1, 1), framed(5, b"name"), attribute].concat();
-    let request = [request_of_spans(&[span.clone()]), request_of_spans(&[span])].concat();
+    let request = request_of_spans(&[span.clone(), span]).repeat(2);
     for end in 0..=request.len() {
         assert_agrees_with_prost(&request[..end]);
     }
@@ -234,12 +234,12 @@ fn an_error_says_what_and_where() {
     let with = |field: Vec<u8>| request_of_spans(&[[span(1, 1), field].concat()]);
     assert_eq!(
         problem(&with(framed(5, b"caf\xe9!"))),
-        "invalid UTF-8 in span name at byte 39"
+        "invalid UTF-8 in name of span at byte 39"
     );
     assert_eq!(problem(&with(vec![0x5b, 0x5c])), "group in span at byte 34");
     assert_eq!(
         problem(&with(vec![0x2d, 0, 0, 0, 0])),
-        "wrong wire type in span name at byte 34"
+        "wrong wire type in name of span at byte 34"
     );
     assert_eq!(
         problem(&with(vec![0x2a, 5, b'a'])),

@@ -1,6 +1,6 @@
 //! Random requests for property tests: valid ones, valid ones in unusual encodings, damaged ones.
 
-use super::schema::Message;
+use super::schema::{Kind, Message};
 use super::{Reader, Value, put_varint, schema};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{
@@ -209,8 +209,11 @@ fn unusual(message: &'static Message, bytes: &[u8], dice: &mut StdRng) -> Vec<u8
     let mut fields = Vec::new();
     for field in Reader::new(bytes) {
         let field = field.expect("prost encoded it");
-        let encoded = match (message.inner(field.number), field.value) {
-            (Some(inner), Value::Bytes(payload)) => {
+        let encoded = match (
+            message.rule(field.number).map(|rule| &rule.kind),
+            field.value,
+        ) {
+            (Some(Kind::Message(inner)), Value::Bytes(payload)) => {
                 let payload = unusual(inner, payload, dice);
                 let mut out = Vec::new();
                 put_long_varint(&mut out, field.number as usize * 8 + 2, dice);

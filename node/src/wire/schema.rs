@@ -1,18 +1,19 @@
 //! What the fields of OTLP trace messages are, and the check of a whole message against it.
 //!
-//! The tables follow opentelemetry-proto's structs, which are the oracle in the tests of
-//! [`crate::scan`]: what a check accepts, prost decodes. Unknown fields are valid with any wire type but
-//! groups, so newer versions of OTLP pass. The walk is recursive, bounded by [`NESTING_MAX`], exact
-//! about where something is wrong, and three times slower than the walk for usual spans in
+//! The tables follow opentelemetry-proto's structs, which are the oracle in tests: what a check
+//! accepts, prost decodes. Names are those of OTLP's JSON form. Unknown fields are valid with any wire type
+//! but groups, so newer versions of OTLP pass. The walk is recursive, bounded by [`NESTING_MAX`],
+//! exact about where something is wrong, and three times slower than the walk for usual spans in
 //! [`crate::scan`], which leaves to it whatever is unusual.
 
 use super::{Field, Problem, Reader, Value, WireError};
+use std::fmt;
 use std::ops::Range;
 
 /// Messages inside each other that are accepted, the request not counted. Spans use 5 before
-/// attribute values nest. Prost, and most languages' decoders, end at 100; in JSON a level of an array
-/// takes 3 levels for 2 messages, and serde_json, like others, ends at 128: so whatever
-/// is accepted can be exported, wrapped in a few messages more, in either form.
+/// attribute values nest. Prost, and most languages' decoders, end at 100; in JSON an array takes
+/// 3 levels where it takes 2 messages, and serde_json, like others, ends at 128: so whatever is
+/// accepted can be exported in either form, and wrapped in some messages more.
 pub const NESTING_MAX: u32 = 64;
 
 /// A request, frame or span is not valid.
@@ -21,59 +22,109 @@ pub const NESTING_MAX: u32 = 64;
 pub struct Malformed {
     /// What is wrong.
     pub problem: Problem,
-    /// The innermost message or field whose kind is known, such as `span name`.
-    pub place: &'static str,
+    /// The innermost message or field whose kind is known.
+    pub place: Place,
     /// Offset from the start of the request.
     pub at: usize,
+}
+
+/// A kind of message, or one of its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Such as `span`.
+    pub message: &'static str,
+    /// Such as `traceId`.
+    pub field: Option<&'static str>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field {
+            Some(field) => write!(f, "{field} of {}", self.message),
+            None => f.write_str(self.message),
+        }
+    }
+}
+
+/// A kind of message.
+#[derive(Debug)]
+pub struct Message {
+    /// For error messages.
+    pub name: &'static str,
+    /// In the order of their numbers.
+    pub rules: &'static [Rule],
+}
+
+/// A known field.
+#[derive(Debug)]
+pub struct Rule {
+    /// Below 17 in all of OTLP.
+    pub number: u32,
+    /// In JSON.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// How often it may come.
+    pub count: Count,
+}
+
+/// What a field holds, and how JSON writes it.
+#[derive(Debug)]
+pub enum Kind {
+    /// Varint; true or false.
+    Bool,
+    /// Varint; 32 bits, a number.
+    Int32,
+    /// Varint; 32 bits, a number.
+    Uint32,
+    /// Varint; a decimal string.
+    Int64,
+    /// A number.
+    Fixed32,
+    /// A decimal string.
+    Fixed64,
+    /// Fixed64; a number or the name of what is none.
+    Double,
+    /// UTF-8.
+    Text,
+    /// Bytes; hexadecimal digits.
+    Id,
+    /// Base64.
+    Bytes,
+    /// An object.
+    Message(&'static Message),
+}
+
+/// How often a field may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Once; if again, the last one counts, and messages are merged.
+    One,
+    /// Any number of times; an array.
+    Many,
+    /// As `One`, and it replaces its siblings.
+    OneOf,
 }
 
 impl WireError {
     /// Says in which message it was met.
     pub(crate) fn inside(self, message: &'static Message) -> Malformed {
+        let place = Place {
+            message: message.name,
+            field: None,
+        };
         Malformed {
             problem: self.problem,
-            place: message.name,
+            place,
             at: self.at,
         }
     }
 }
 
-/// The known fields of a kind of message.
-#[derive(Debug)]
-pub struct Message {
-    /// For error messages.
-    pub name: &'static str,
-    fields: &'static [(u32, &'static str, Kind)],
-}
-
-#[derive(Debug)]
-enum Kind {
-    Varint,
-    Fixed64,
-    Fixed32,
-    Text,
-    Bytes,
-    Message(&'static Message),
-}
-
 impl Message {
-    const fn new(name: &'static str, fields: &'static [(u32, &'static str, Kind)]) -> Self {
-        Self { name, fields }
-    }
-
-    /// The message in field `number`, children of resources and scopes included.
-    #[cfg(test)]
-    pub(crate) fn inner(&'static self, number: u32) -> Option<&'static Self> {
-        match (self.name, number) {
-            ("request", 1) => return Some(&RESOURCE_SPANS),
-            ("resource spans", 2) => return Some(&SCOPE_SPANS),
-            ("scope spans", 2) => return Some(&SPAN),
-            _ => {}
-        }
-        self.fields.iter().find_map(|(known, _, kind)| match kind {
-            Kind::Message(inner) if *known == number => Some(*inner),
-            _ => None,
-        })
+    /// The rule for a field; none if it is unknown.
+    pub fn rule(&'static self, number: u32) -> Option<&'static Rule> {
+        self.rules.iter().find(|rule| rule.number == number)
     }
 
     /// Checks all fields of the message at `range` of `request`, which lies inside `depth`
@@ -105,171 +156,193 @@ impl Message {
         field: &Field<'_>,
         depth: u32,
     ) -> Result<(), Malformed> {
-        let rule = self
-            .fields
-            .iter()
-            .find(|(number, ..)| *number == field.number);
-        let Some((_, place, kind)) = rule else {
+        let Some(rule) = self.rule(field.number) else {
             return Ok(());
         };
-        match (kind, field.value) {
-            (Kind::Varint, Value::Varint(_))
-            | (Kind::Fixed64, Value::Fixed64(_))
+        let malformed = |problem, at| Malformed {
+            problem,
+            place: Place {
+                message: self.name,
+                field: Some(rule.name),
+            },
+            at,
+        };
+        match (&rule.kind, field.value) {
+            (Kind::Bool | Kind::Int32 | Kind::Uint32 | Kind::Int64, Value::Varint(_))
+            | (Kind::Fixed64 | Kind::Double, Value::Fixed64(_))
             | (Kind::Fixed32, Value::Fixed32(_))
-            | (Kind::Bytes, Value::Bytes(_)) => Ok(()),
-            (Kind::Text, Value::Bytes(text)) => std::str::from_utf8(text).map(drop).map_err(|e| {
-                let at = field.end - text.len() + e.valid_up_to();
-                Malformed {
-                    problem: Problem::Utf8,
-                    place,
-                    at,
-                }
-            }),
+            | (Kind::Id | Kind::Bytes, Value::Bytes(_)) => Ok(()),
+            (Kind::Text, Value::Bytes(text)) => std::str::from_utf8(text)
+                .map(drop)
+                .map_err(|e| malformed(Problem::Utf8, field.end - text.len() + e.valid_up_to())),
             (Kind::Message(inner), Value::Bytes(payload)) => {
                 inner.check(request, field.end - payload.len()..field.end, depth + 1)
             }
-            _ => Err(Malformed {
-                problem: Problem::WireType,
-                place,
-                at: field.start,
-            }),
+            _ => Err(malformed(Problem::WireType, field.start)),
         }
     }
 }
 
-/// `ExportTraceServiceRequest`, but for `resource_spans` (field 1).
-pub static REQUEST: Message = Message::new("request", &[]);
+const fn one(number: u32, name: &'static str, kind: Kind) -> Rule {
+    Rule {
+        number,
+        name,
+        kind,
+        count: Count::One,
+    }
+}
 
-/// `ResourceSpans`, but for `scope_spans` (field 2).
-pub static RESOURCE_SPANS: Message = Message::new(
-    "resource spans",
-    &[
-        (1, "resource", Kind::Message(&RESOURCE)),
-        (3, "schema URL of resource spans", Kind::Text),
-    ],
-);
+const fn many(number: u32, name: &'static str, kind: Kind) -> Rule {
+    Rule {
+        number,
+        name,
+        kind,
+        count: Count::Many,
+    }
+}
 
-/// `ScopeSpans`, but for `spans` (field 2).
-pub static SCOPE_SPANS: Message = Message::new(
-    "scope spans",
-    &[
-        (1, "scope", Kind::Message(&SCOPE)),
-        (3, "schema URL of scope spans", Kind::Text),
-    ],
-);
+const fn one_of(number: u32, name: &'static str, kind: Kind) -> Rule {
+    Rule {
+        number,
+        name,
+        kind,
+        count: Count::OneOf,
+    }
+}
 
-static RESOURCE: Message = Message::new(
-    "resource",
-    &[
-        (1, "resource attribute", Kind::Message(&KEY_VALUE)),
-        (2, "dropped attributes count of resource", Kind::Varint),
-        (3, "entity reference", Kind::Message(&ENTITY_REFERENCE)),
-    ],
-);
+/// `ExportTraceServiceRequest`.
+pub static REQUEST: Message = Message {
+    name: "request",
+    rules: &[many(1, "resourceSpans", Kind::Message(&RESOURCE_SPANS))],
+};
 
-static ENTITY_REFERENCE: Message = Message::new(
-    "entity reference",
-    &[
-        (1, "schema URL of entity reference", Kind::Text),
-        (2, "type of entity reference", Kind::Text),
-        (3, "id key of entity reference", Kind::Text),
-        (4, "description key of entity reference", Kind::Text),
+/// `ResourceSpans`.
+pub static RESOURCE_SPANS: Message = Message {
+    name: "resource spans",
+    rules: &[
+        one(1, "resource", Kind::Message(&RESOURCE)),
+        many(2, "scopeSpans", Kind::Message(&SCOPE_SPANS)),
+        one(3, "schemaUrl", Kind::Text),
     ],
-);
+};
 
-static SCOPE: Message = Message::new(
-    "scope",
-    &[
-        (1, "scope name", Kind::Text),
-        (2, "scope version", Kind::Text),
-        (3, "scope attribute", Kind::Message(&KEY_VALUE)),
-        (4, "dropped attributes count of scope", Kind::Varint),
+/// `ScopeSpans`.
+pub static SCOPE_SPANS: Message = Message {
+    name: "scope spans",
+    rules: &[
+        one(1, "scope", Kind::Message(&SCOPE)),
+        many(2, "spans", Kind::Message(&SPAN)),
+        one(3, "schemaUrl", Kind::Text),
     ],
-);
+};
+
+static RESOURCE: Message = Message {
+    name: "resource",
+    rules: &[
+        many(1, "attributes", Kind::Message(&KEY_VALUE)),
+        one(2, "droppedAttributesCount", Kind::Uint32),
+        many(3, "entityRefs", Kind::Message(&ENTITY_REF)),
+    ],
+};
+
+static ENTITY_REF: Message = Message {
+    name: "entity reference",
+    rules: &[
+        one(1, "schemaUrl", Kind::Text),
+        one(2, "type", Kind::Text),
+        many(3, "idKeys", Kind::Text),
+        many(4, "descriptionKeys", Kind::Text),
+    ],
+};
+
+static SCOPE: Message = Message {
+    name: "scope",
+    rules: &[
+        one(1, "name", Kind::Text),
+        one(2, "version", Kind::Text),
+        many(3, "attributes", Kind::Message(&KEY_VALUE)),
+        one(4, "droppedAttributesCount", Kind::Uint32),
+    ],
+};
 
 /// `Span`.
-pub static SPAN: Message = Message::new(
-    "span",
-    &[
-        (1, "trace id", Kind::Bytes),
-        (2, "span id", Kind::Bytes),
-        (3, "trace state of span", Kind::Text),
-        (4, "parent span id", Kind::Bytes),
-        (5, "span name", Kind::Text),
-        (6, "span kind", Kind::Varint),
-        (7, "start time of span", Kind::Fixed64),
-        (8, "end time of span", Kind::Fixed64),
-        (9, "span attribute", Kind::Message(&KEY_VALUE)),
-        (10, "dropped attributes count of span", Kind::Varint),
-        (11, "event", Kind::Message(&EVENT)),
-        (12, "dropped events count", Kind::Varint),
-        (13, "link", Kind::Message(&LINK)),
-        (14, "dropped links count", Kind::Varint),
-        (15, "status", Kind::Message(&STATUS)),
-        (16, "span flags", Kind::Fixed32),
+pub static SPAN: Message = Message {
+    name: "span",
+    rules: &[
+        one(1, "traceId", Kind::Id),
+        one(2, "spanId", Kind::Id),
+        one(3, "traceState", Kind::Text),
+        one(4, "parentSpanId", Kind::Id),
+        one(5, "name", Kind::Text),
+        one(6, "kind", Kind::Int32),
+        one(7, "startTimeUnixNano", Kind::Fixed64),
+        one(8, "endTimeUnixNano", Kind::Fixed64),
+        many(9, "attributes", Kind::Message(&KEY_VALUE)),
+        one(10, "droppedAttributesCount", Kind::Uint32),
+        many(11, "events", Kind::Message(&EVENT)),
+        one(12, "droppedEventsCount", Kind::Uint32),
+        many(13, "links", Kind::Message(&LINK)),
+        one(14, "droppedLinksCount", Kind::Uint32),
+        one(15, "status", Kind::Message(&STATUS)),
+        one(16, "flags", Kind::Fixed32),
     ],
-);
+};
 
-/// `Span.Event`.
-pub static EVENT: Message = Message::new(
-    "event",
-    &[
-        (1, "event time", Kind::Fixed64),
-        (2, "event name", Kind::Text),
-        (3, "event attribute", Kind::Message(&KEY_VALUE)),
-        (4, "dropped attributes count of event", Kind::Varint),
+static EVENT: Message = Message {
+    name: "event",
+    rules: &[
+        one(1, "timeUnixNano", Kind::Fixed64),
+        one(2, "name", Kind::Text),
+        many(3, "attributes", Kind::Message(&KEY_VALUE)),
+        one(4, "droppedAttributesCount", Kind::Uint32),
     ],
-);
+};
 
-/// `Span.Link`.
-pub static LINK: Message = Message::new(
-    "link",
-    &[
-        (1, "trace id of link", Kind::Bytes),
-        (2, "span id of link", Kind::Bytes),
-        (3, "trace state of link", Kind::Text),
-        (4, "link attribute", Kind::Message(&KEY_VALUE)),
-        (5, "dropped attributes count of link", Kind::Varint),
-        (6, "link flags", Kind::Fixed32),
+static LINK: Message = Message {
+    name: "link",
+    rules: &[
+        one(1, "traceId", Kind::Id),
+        one(2, "spanId", Kind::Id),
+        one(3, "traceState", Kind::Text),
+        many(4, "attributes", Kind::Message(&KEY_VALUE)),
+        one(5, "droppedAttributesCount", Kind::Uint32),
+        one(6, "flags", Kind::Fixed32),
     ],
-);
+};
 
-static STATUS: Message = Message::new(
-    "status",
-    &[
-        (2, "status message", Kind::Text),
-        (3, "status code", Kind::Varint),
-    ],
-);
+static STATUS: Message = Message {
+    name: "status",
+    rules: &[one(2, "message", Kind::Text), one(3, "code", Kind::Int32)],
+};
 
-static KEY_VALUE: Message = Message::new(
-    "attribute",
-    &[
-        (1, "attribute key", Kind::Text),
-        (2, "attribute value", Kind::Message(&ANY_VALUE)),
+static KEY_VALUE: Message = Message {
+    name: "attribute",
+    rules: &[
+        one(1, "key", Kind::Text),
+        one(2, "value", Kind::Message(&ANY_VALUE)),
     ],
-);
+};
 
 /// `AnyValue`.
-pub static ANY_VALUE: Message = Message::new(
-    "attribute value",
-    &[
-        (1, "string value", Kind::Text),
-        (2, "bool value", Kind::Varint),
-        (3, "int value", Kind::Varint),
-        (4, "double value", Kind::Fixed64),
-        (5, "array value", Kind::Message(&ARRAY)),
-        (6, "key-value list", Kind::Message(&KEY_VALUE_LIST)),
-        (7, "bytes value", Kind::Bytes),
+pub static ANY_VALUE: Message = Message {
+    name: "attribute value",
+    rules: &[
+        one_of(1, "stringValue", Kind::Text),
+        one_of(2, "boolValue", Kind::Bool),
+        one_of(3, "intValue", Kind::Int64),
+        one_of(4, "doubleValue", Kind::Double),
+        one_of(5, "arrayValue", Kind::Message(&ARRAY)),
+        one_of(6, "kvlistValue", Kind::Message(&KEY_VALUE_LIST)),
+        one_of(7, "bytesValue", Kind::Bytes),
     ],
-);
+};
 
-static ARRAY: Message = Message::new(
-    "array value",
-    &[(1, "array element", Kind::Message(&ANY_VALUE))],
-);
+static ARRAY: Message = Message {
+    name: "array value",
+    rules: &[many(1, "values", Kind::Message(&ANY_VALUE))],
+};
 
-static KEY_VALUE_LIST: Message = Message::new(
-    "key-value list",
-    &[(1, "key-value pair", Kind::Message(&KEY_VALUE))],
-);
+static KEY_VALUE_LIST: Message = Message {
+    name: "key-value list",
+    rules: &[many(1, "values", Kind::Message(&KEY_VALUE))],
+};
