@@ -104,8 +104,7 @@ impl Receiver {
         Self {
             address,
             messages,
-            stop: Some(stop),
-            thread: Some(thread),
+            _stop: stop,
         }
     }
 
