@@ -116,10 +116,8 @@ fn node_that_joins_under_load_costs_no_client_a_span() {
             .for_each(|node| node.wait_for_members(4));
         newcomer
     });
-    let files = || mesh.iter().chain([&newcomer]).map(Node::trace_file);
-    wait_until("all traces", || {
-        ids.is_subset(&traces::span_counts(files()).into_keys().collect())
-    });
+    let nodes: Vec<_> = mesh.iter().chain([&newcomer]).collect();
+    wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
     assert!(
         !newcomer.traces().is_empty(),
         "the newcomer owns some traces"
@@ -142,8 +140,6 @@ fn node_that_is_stopped_under_load_costs_no_client_a_span() {
         Some(0),
         "everything was handed over or exported"
     );
-    let files = || mesh.iter().chain([&leaver]).map(Node::trace_file);
-    wait_until("all traces", || {
-        ids.is_subset(&traces::span_counts(files()).into_keys().collect())
-    });
+    let nodes: Vec<_> = mesh.iter().chain([&leaver]).collect();
+    wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
 }
