@@ -1,0 +1,233 @@
+//! OTLP over HTTP: protobuf and JSON.
+//!
+//! The invariant: the answer has the request's content type, for refusals a `google.rpc.Status`; a
+//! request that is no OTLP request at all is told in plain text what would be. A refused request is
+//! read to its end, and forgotten, up to a bound: an HTTP/1 client that is still sending would
+//! otherwise see a broken connection, and send again for ever what can never be accepted.
+
+use super::answer;
+use super::collect::Encoding;
+use super::grpc::TRACE_EXPORT;
+use super::intake::{Charge, Intake, Received};
+use super::{Accepted, Export, Refusal};
+use crate::metrics::Protocol;
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+/// How long a refused client may go on sending before it gets its answer: 64 MiB at 0.1 Gbit/s.
+const FORGET_MAX: Duration = Duration::from_secs(5);
+const TRACES: &str = "/v1/traces";
+const OTHER_SIGNALS: [&str; 3] = ["/v1/metrics", "/v1/logs", "/v1development/profiles"];
+const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// How a request is written, and how it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Protobuf,
+    Json,
+}
+
+/// How to read an export request.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    format: Format,
+    encoding: Encoding,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers requests on an OTLP HTTP port.
+pub(super) fn service<E: Export>(
+    intake: Intake<E>,
+) -> impl hyper::service::Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send>
++ Clone
++ Send {
+    hyper::service::service_fn(move |request| {
+        let intake = intake.clone();
+        async move { Ok(respond(&intake, request).await) }
+    })
+}
+
+async fn respond<E, B>(intake: &Intake<E>, request: Request<B>) -> Answer
+where
+    E: Export,
+    B: Body<Data = Bytes> + Unpin,
+{
+    let (parts, mut body) = request.into_parts();
+    let response = match head(&parts.method, parts.uri.path(), &parts.headers) {
+        Ok(head) => {
+            let answer = export(intake, head, &mut body).await;
+            intake.answered(Protocol::Http, &answer);
+            response(head.format, answer)
+        }
+        Err(misdirected) => *misdirected,
+    };
+    // Who asked first, or speaks HTTP/2, reads the answer before it has sent everything.
+    let asked_first = parts.headers.contains_key(EXPECT);
+    if !response.status().is_success() && !asked_first && parts.version <= Version::HTTP_11 {
+        forget(intake, &mut body).await;
+    }
+    response
+}
+
+/// Reads what is left of a refused request, as much as an accepted one may have.
+async fn forget<E, B>(intake: &Intake<E>, body: &mut B)
+where
+    E: Export,
+    B: Body<Data = Bytes> + Unpin,
+{
+    let rest = async {
+        let mut bytes = 0;
+        while let Some(data) = intake.next(body).await? {
+            bytes += data.len();
+            if bytes > intake.request_bytes_max() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    // Whatever comes of it, the answer stands.
+    let _: Result<Result<(), Refusal>, Elapsed> = timeout(FORGET_MAX, rest).await;
+}
+
+/// Checks everything that can be said before the body is read.
+fn head(method: &Method, path: &str, headers: &HeaderMap) -> Result<Head, Box<Answer>> {
+    if OTHER_SIGNALS.contains(&path) {
+        let text = format!("Tracemesh takes traces only: POST {TRACES}\n");
+        return Err(Box::new(plain(StatusCode::NOT_FOUND, text)));
+    }
+    if path != TRACES && path != TRACE_EXPORT {
+        let text = format!("nothing here; there is POST {TRACES} and POST {TRACE_EXPORT}\n");
+        return Err(Box::new(plain(StatusCode::NOT_FOUND, text)));
+    }
+    if method != Method::POST {
+        let text = format!("POST spans to {path}\n");
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("POST"));
+        return Err(Box::new(response));
+    }
+    let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let Some(format) = format(value(CONTENT_TYPE)) else {
+        let text = "content-type must be application/x-protobuf or application/json; \
+                    OTLP over gRPC is on another port, listen.grpc, by default 4317\n";
+        return Err(Box::new(plain(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            text.into(),
+        )));
+    };
+    let Some(encoding) = Encoding::parse(value(CONTENT_ENCODING)) else {
+        let text = format!("content-encoding must be one of {}\n", Encoding::ACCEPTED);
+        let mut response = plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+        let accepted = HeaderValue::from_static(Encoding::ACCEPTED);
+        response.headers_mut().insert(ACCEPT_ENCODING, accepted);
+        return Err(Box::new(response));
+    };
+    Ok(Head { format, encoding })
+}
+
+fn format(content_type: &[u8]) -> Option<Format> {
+    let media_type = content_type
+        .split(|&byte| byte == b';')
+        .next()
+        .unwrap_or_default();
+    let is = |name: &[u8]| media_type.trim_ascii().eq_ignore_ascii_case(name);
+    if is(b"application/x-protobuf") || is(b"application/protobuf") {
+        Some(Format::Protobuf)
+    } else if is(b"application/json") {
+        Some(Format::Json)
+    } else {
+        None
+    }
+}
+
+async fn export<E, B>(intake: &Intake<E>, head: Head, body: &mut B) -> Result<Accepted, Refusal>
+where
+    E: Export,
+    B: Body<Data = Bytes> + Unpin,
+{
+    let charge = intake.admit()?;
+    let mut received = intake
+        .read(read(intake, charge, body, head.encoding))
+        .await?;
+    if head.format == Format::Json {
+        received.bytes = from_json(&received.bytes)?;
+    }
+    intake.take(received).await
+}
+
+async fn read<E, B>(
+    intake: &Intake<E>,
+    charge: Charge,
+    body: &mut B,
+    encoding: Encoding,
+) -> Result<Received, Refusal>
+where
+    E: Export,
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut collector = intake.collector(encoding, charge)?;
+    if let Some(length) = body.size_hint().exact() {
+        collector.expect(usize::try_from(length).unwrap_or(usize::MAX))?;
+    }
+    while let Some(data) = intake.next(body).await? {
+        collector.push(&data)?;
+    }
+    collector.finish()
+}
+
+/// The same request as protobuf.
+fn from_json(json: &[u8]) -> Result<Bytes, Refusal> {
+    if json.is_empty() {
+        return Ok(Bytes::new());
+    }
+    let request: ExportTraceServiceRequest =
+        serde_json::from_slice(json).map_err(|error| Refusal::Malformed(error.to_string()))?;
+    Ok(request.encode_to_vec().into())
+}
+
+fn response(format: Format, answer: Result<Accepted, Refusal>) -> Answer {
+    let body = match (format, &answer) {
+        (Format::Protobuf, Ok(accepted)) => answer::accepted_protobuf(accepted).into(),
+        (Format::Protobuf, Err(refusal)) => answer::refused_protobuf(refusal),
+        (Format::Json, Ok(accepted)) => answer::accepted_json(accepted).into(),
+        (Format::Json, Err(refusal)) => answer::refused_json(refusal).into(),
+    };
+    let mut response = Response::new(Full::new(body));
+    let content_type = match format {
+        Format::Protobuf => PROTOBUF,
+        Format::Json => JSON,
+    };
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    match answer {
+        Ok(_) => {}
+        Err(Refusal::Malformed(_)) => *response.status_mut() = StatusCode::BAD_REQUEST,
+        Err(Refusal::TooLarge(_)) => *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE,
+        Err(Refusal::Later { after, .. }) => {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            let seconds = HeaderValue::from(answer::retry_seconds(after));
+            response.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+    }
+    response
+}
+
+fn plain(status: StatusCode, text: String) -> Answer {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    response
+}

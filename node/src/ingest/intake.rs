@@ -1,0 +1,233 @@
+//! Where both protocols meet: who may come in, and what becomes of a request.
+//!
+//! The invariant: every request is counted once, by its answer; its bytes are charged to
+//! [`InFlight`] as they arrive or grow by decompression, until it is answered or its client is gone.
+//! A request that makes the code behind [`Export`] panic costs that request only: it is refused for
+//! good, because the next node would fare no better.
+
+use super::collect::{Collector, Encoding};
+use super::{Accepted, Admission, Export, Refusal};
+use crate::metrics::{Answer, IngestMetrics, Protocol, Reason};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+/// How long the bytes of one request may take to arrive. Clients give up after 5 s to 10 s.
+pub(super) const READ_MAX: Duration = Duration::from_secs(20);
+/// Clients are asked to wait one of 1, 2, … so many seconds, in turn, so that they do not all come
+/// back at once.
+const RETRY_SECONDS_MAX: u32 = 5;
+
+/// The bytes of requests that are being read or are not answered yet.
+#[derive(Debug)]
+pub struct InFlight {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    turn: AtomicU32,
+}
+
+impl InFlight {
+    /// None yet, and at most `bytes_max`.
+    pub fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+            turn: AtomicU32::new(0),
+        })
+    }
+
+    /// Bytes now.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Asks a client to come back, each after another time.
+    fn later(&self, why: &'static str) -> Refusal {
+        let seconds = 1 + self.turn.fetch_add(1, Relaxed) % RETRY_SECONDS_MAX;
+        Refusal::Later {
+            why,
+            after: Duration::from_secs(seconds.into()),
+        }
+    }
+}
+
+/// What one request adds to [`InFlight`]; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Charge {
+    in_flight: Arc<InFlight>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Adds bytes, or refuses and leaves the charge as it was.
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let before = self.in_flight.bytes.fetch_add(bytes, Relaxed);
+        if before.saturating_add(bytes) > self.in_flight.bytes_max {
+            self.in_flight.bytes.fetch_sub(bytes, Relaxed);
+            return Err(self.later("too many bytes are waiting to be held"));
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Another charge, of nothing yet.
+    pub(super) fn nothing(&self) -> Self {
+        Self {
+            in_flight: self.in_flight.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Asks the client to come back.
+    pub(super) fn later(&self, why: &'static str) -> Refusal {
+        self.in_flight.later(why)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.in_flight.bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// A request that was read completely, and its charge.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    pub(super) charge: Charge,
+}
+
+/// What both servers share.
+#[derive(Clone, Debug)]
+pub(super) struct Intake<E> {
+    export: E,
+    admission: watch::Receiver<Admission>,
+    in_flight: Arc<InFlight>,
+    request_bytes_max: usize,
+    metrics: IngestMetrics,
+}
+
+impl<E: Export> Intake<E> {
+    pub(super) fn new(
+        export: E,
+        admission: watch::Receiver<Admission>,
+        in_flight: Arc<InFlight>,
+        request_bytes_max: usize,
+        metrics: IngestMetrics,
+    ) -> Self {
+        Self {
+            export,
+            admission,
+            in_flight,
+            request_bytes_max,
+            metrics,
+        }
+    }
+
+    /// Lets a request in, before a byte of it is read.
+    pub(super) fn admit(&self) -> Result<Charge, Refusal> {
+        match *self.admission.borrow() {
+            Admission::Joining => return Err(self.in_flight.later("the node is still joining")),
+            Admission::Serving | Admission::Leaving => {}
+        }
+        let mut charge = Charge {
+            in_flight: self.in_flight.clone(),
+            bytes: 0,
+        };
+        charge.add(0)?;
+        Ok(charge)
+    }
+
+    /// Collects the bytes of a request that was let in.
+    pub(super) fn collector(
+        &self,
+        encoding: Encoding,
+        charge: Charge,
+    ) -> Result<Collector, Refusal> {
+        Collector::new(encoding, self.request_bytes_max, charge)
+    }
+
+    /// Most bytes of one request, compressed or not.
+    pub(super) fn request_bytes_max(&self) -> usize {
+        self.request_bytes_max
+    }
+
+    /// The next bytes of a request's body; `None` at its end.
+    pub(super) async fn next<B>(&self, body: &mut B) -> Result<Option<Bytes>, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else {
+                return Err(self.in_flight.later("the request broke off"));
+            };
+            if let Ok(data) = frame.into_data()
+                && !data.is_empty()
+            {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads within [`READ_MAX`].
+    pub(super) async fn read<T>(
+        &self,
+        reading: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        match timeout(READ_MAX, reading).await {
+            Ok(read) => read,
+            Err(_) => Err(self.in_flight.later("the request came too slowly")),
+        }
+    }
+
+    /// Passes a request on.
+    pub(super) async fn take(&self, received: Received) -> Result<Accepted, Refusal> {
+        let Received { bytes, charge } = received;
+        let begun = Instant::now();
+        let exported = AssertUnwindSafe(self.export.export(bytes))
+            .catch_unwind()
+            .await;
+        drop(charge);
+        match exported {
+            Ok(Ok(accepted)) => {
+                self.metrics
+                    .acknowledge_seconds
+                    .observe(begun.elapsed().as_secs_f64());
+                Ok(accepted)
+            }
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => {
+                tracing::error!(reason = %Reason::Poison, "a request made this node panic");
+                Err(Refusal::Malformed("the request made the node fail".into()))
+            }
+        }
+    }
+
+    /// Counts an answer.
+    pub(super) fn answered(&self, protocol: Protocol, answer: &Result<Accepted, Refusal>) {
+        let (answer, reason) = match answer {
+            Ok(_) => (Answer::Accepted, None),
+            Err(Refusal::Malformed(why)) => {
+                tracing::debug!(reason = %Reason::Syntax, %protocol, why, "request refused");
+                (Answer::Malformed, Some(Reason::Syntax))
+            }
+            Err(Refusal::TooLarge(why)) => {
+                tracing::debug!(reason = %Reason::Size, %protocol, why, "request refused");
+                (Answer::TooLarge, Some(Reason::Size))
+            }
+            Err(Refusal::Later { why, .. }) => {
+                tracing::debug!(%protocol, why, "request put off");
+                (Answer::Later, None)
+            }
+        };
+        self.metrics.count(protocol, answer, reason);
+    }
+}

@@ -1,0 +1,305 @@
+//! HTTP connections on TCP: accepted, bounded, aged, and closed in an orderly way.
+//!
+//! All servers of a node (OTLP over gRPC and HTTP, the console) accept here, so what bounds a
+//! connection stands in one place. A [`Listener`] is bound before anything else of the node starts,
+//! and serves later: a busy port is found while there is nothing yet to undo.
+//!
+//! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by it,
+//! the streams of an HTTP/2 connection by a tracker that it stops. Bounded by the semaphore of its
+//! [`Limits`], by [`STREAMS_MAX`] a connection, and by windows for what was received but not read.
+//! It knows no protocol above HTTP, and does not decide when a node drains.
+
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use std::convert::Infallible;
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a new connection may stay silent, and an HTTP/1 client may take for its headers.
+const HEADERS_MAX: Duration = Duration::from_secs(10);
+/// How long requests that were begun may take once their connection is to close. An export is
+/// answered within 3 s; what takes longer is dropped, and sent again by its client.
+pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// HTTP/2 pings find clients that vanished; a connection whose client does not answer for as long
+/// again is closed.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// Requests at once on one HTTP/2 connection. A collector has ten senders; this leaves room for a
+/// proxy that joins the clients of many hosts.
+const STREAMS_MAX: u32 = 256;
+/// What may arrive on one stream before it is read: four requests of 512 spans.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// What may arrive on one connection before it is read. Windows of 64 KiB cost twice the CPU.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// The largest HTTP/2 frame that clients may send. Most send 16 KiB anyway; large ones cost less.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// Pause after the system refused a connection, for lack of file descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Ages at which connections close differ by up to this many tenths of the setting, so that clients
+/// which came together do not leave together.
+const AGE_SPREAD_TENTHS: u32 = 3;
+
+/// A port that is taken, and not served yet.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    key: &'static str,
+}
+
+/// A port could not be taken. Nothing was started; trying again helps once the cause is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({key}): {}", hint(source))]
+pub struct BindError {
+    /// The configuration's key for this listener.
+    pub key: &'static str,
+    /// The address that was asked for.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process has this port; stop it, or choose other ports with --base-port"
+        }
+        io::ErrorKind::AddrNotAvailable => "this host has no such address; see node.bind",
+        io::ErrorKind::PermissionDenied => "not allowed; ports below 1024 need privileges",
+        _ => "the system refused",
+    }
+}
+
+impl Listener {
+    /// Takes a port; 0 takes a free one. `key` is the configuration's name for this listener.
+    pub async fn bind(key: &'static str, address: SocketAddr) -> Result<Self, BindError> {
+        let bound = match TcpListener::bind(address).await {
+            Ok(socket) => socket.local_addr().map(|address| (socket, address)),
+            Err(error) => Err(error),
+        };
+        let (socket, address) = bound.map_err(|source| BindError {
+            key,
+            address,
+            source,
+        })?;
+        Ok(Self {
+            socket,
+            address,
+            key,
+        })
+    }
+
+    /// Where it listens; the port is the real one.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The configuration's name for it, such as `listen.grpc`.
+    pub fn key(&self) -> &'static str {
+        self.key
+    }
+}
+
+/// What bounds the connections of one or several listeners.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// One permit a connection; new ones are closed at once while there is none.
+    pub connections: Arc<Semaphore>,
+    /// After about this time a connection is closed in an orderly way, so that clients with long
+    /// connections find new nodes; zero for never.
+    pub age_max: Duration,
+}
+
+/// Runs the streams of HTTP/2 connections.
+#[derive(Clone, Debug)]
+struct Streams {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.tasks
+            .spawn(self.stop.clone().run_until_cancelled_owned(stream));
+    }
+}
+
+fn builder(streams: Streams) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(streams);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    builder
+}
+
+/// Serves HTTP/1 and HTTP/2 until `drain`; then takes no new connection, tells clients to go
+/// elsewhere (GOAWAY, `Connection: close`), gives open requests [`CLOSE_MAX`], and drops the rest.
+///
+/// # Panics
+///
+/// When a connection's own task panicked: a bug of ours that must not stay unseen.
+pub async fn serve<S, B>(listener: Listener, service: S, limits: Limits, drain: CancellationToken)
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data: Send> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let streams = Streams {
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    };
+    let builder = builder(streams.clone());
+    let mut connections = JoinSet::new();
+    let mut refused_by_system = false;
+    let mut accepted_count = 0_u32;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.cancelled() => break,
+            Some(ended) = connections.join_next() => {
+                ended_well(ended);
+                continue;
+            }
+            accepted = listener.socket.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) if of_one_connection(&error) => continue,
+            Err(error) => {
+                // Once for a row of failures: clients must not be able to fill the log.
+                if !std::mem::replace(&mut refused_by_system, true) {
+                    tracing::error!(%error, address = %listener.address, "cannot accept");
+                }
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        refused_by_system = false;
+        let Ok(permit) = limits.connections.clone().try_acquire_owned() else {
+            tracing::debug!(address = %listener.address, "too many connections");
+            continue;
+        };
+        accepted_count = accepted_count.wrapping_add(1);
+        let age = age(limits.age_max, accepted_count);
+        let (builder, service) = (builder.clone(), service.clone());
+        connections.spawn(connection(
+            stream,
+            builder,
+            service,
+            permit,
+            age,
+            drain.clone(),
+        ));
+    }
+    drop(listener);
+    let closed = async {
+        while let Some(ended) = connections.join_next().await {
+            ended_well(ended);
+        }
+    };
+    // A connection closes itself in time; the margin is for a runtime that is late.
+    if timeout(2 * CLOSE_MAX, closed).await.is_err() {
+        connections.shutdown().await;
+    }
+    streams.stop.cancel();
+    streams.tasks.close();
+    streams.tasks.wait().await;
+}
+
+fn ended_well(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+fn of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// When the n-th connection closes: between the setting and [`AGE_SPREAD_TENTHS`] more. Counting
+/// spreads as evenly as dice would.
+fn age(age_max: Duration, accepted_count: u32) -> Option<Duration> {
+    const STEPS: u32 = 10;
+    let step = accepted_count.wrapping_mul(7) % STEPS;
+    (!age_max.is_zero()).then(|| age_max + age_max * AGE_SPREAD_TENTHS * step / (10 * STEPS))
+}
+
+async fn connection<S, B>(
+    stream: TcpStream,
+    builder: auto::Builder<Streams>,
+    service: S,
+    _permit: OwnedSemaphorePermit,
+    age: Option<Duration>,
+    drain: CancellationToken,
+) where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S::Future: Send + 'static,
+    B: Body<Data: Send> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    // Answers are small; waiting for more to send with them only delays a client.
+    let _ = stream.set_nodelay(true);
+    let spoke = drain
+        .run_until_cancelled(timeout(HEADERS_MAX, stream.readable()))
+        .await;
+    if !matches!(spoke, Some(Ok(Ok(())))) {
+        return;
+    }
+    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let old = async {
+        match age {
+            Some(age) => sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = drain.cancelled() => {}
+        ended = served.as_mut() => return gone(ended),
+        () = old => {}
+    }
+    served.as_mut().graceful_shutdown();
+    if let Ok(ended) = timeout(CLOSE_MAX, served).await {
+        gone(ended);
+    }
+}
+
+fn gone(ended: Result<(), Box<dyn Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(error, "connection ended");
+    }
+}
