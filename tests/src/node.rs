@@ -79,13 +79,6 @@ impl Settings {
         self
     }
 
-    /// Takes the ports of another node.
-    #[must_use]
-    pub fn with_base_port(mut self, base_port: u16) -> Self {
-        self.base_port = base_port;
-        self
-    }
-
     /// Adds a seed.
     pub fn seed(&mut self, address: &str) {
         self.arguments

@@ -397,7 +397,10 @@ fn lines_fit_beside_each_other() {
 
 fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (path, text) in tree.with_ending(".rs").filter(|(path, _)| path.contains("/src/")) {
+    for (path, text) in tree
+        .with_ending(".rs")
+        .filter(|(path, _)| path.contains("/src/"))
+    {
         let lines: Vec<&str> = text.lines().collect();
         let tests = lines.windows(2).position(|pair| {
             pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{')
