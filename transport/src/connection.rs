@@ -326,9 +326,14 @@ impl Link {
             writer.cut(Cut::Unanswered);
             return;
         };
-        if let Err(error) = writer.write(&answer, FRAME_WAIT).await {
-            // The caller has given up, or the node's answer is larger than a frame may be.
-            tracing::debug!(peer = %self.peer.address, ?error, "answer not sent");
+        match writer.write(&answer, FRAME_WAIT).await {
+            Ok(()) => {}
+            Err(LinkError::Malformed(why)) => {
+                tracing::error!(peer = %self.peer.address, why, "the node's answer is no frame");
+                writer.cut(Cut::Unanswered);
+            }
+            // The caller has given up, which cut the stream.
+            Err(_) => {}
         }
     }
 
