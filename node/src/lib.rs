@@ -1,5 +1,10 @@
 //! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
 
 pub mod ingest;
+pub mod json;
+pub mod scan;
 pub mod sink;
+pub mod span_view;
 pub mod spans;
+pub mod split;
+pub mod wire;
