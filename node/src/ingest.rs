@@ -191,3 +191,6 @@ impl Listeners {
         servers.join_all().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,7 +140,7 @@ fn is_grpc(content_type: &[u8]) -> bool {
         || media_type.eq_ignore_ascii_case(b"application/grpc+proto")
 }
 
-async fn export<E, B>(intake: &Intake<E>, request: Request<B>) -> Response<Body>
+pub(super) async fn export<E, B>(intake: &Intake<E>, request: Request<B>) -> Response<Body>
 where
     E: Export,
     B: HttpBody<Data = Bytes> + Unpin,
