@@ -209,7 +209,7 @@ impl<E: Export> Intake<E> {
             }
             Ok(Err(refusal)) => Err(refusal),
             Err(_) => {
-                tracing::error!(reason = %Reason::Poison, "a request made this node panic");
+                tracing::error!(reason = %Reason::Syntax, "a request made this node panic");
                 Err(Refusal::Malformed("the request made the node fail".into()))
             }
         }

@@ -55,6 +55,25 @@ async fn drain_finishes_open_requests_and_takes_no_new_ones() {
 }
 
 #[tokio::test]
+async fn drain_ends_the_streams_of_those_who_watch_health() {
+    let mut server = Server::start().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let request = HealthCheckRequest::default();
+    let mut watched = health.watch(request).await.unwrap().into_inner();
+    let serving = 1;
+    assert_eq!(watched.message().await.unwrap().unwrap().status, serving);
+    server.drain.cancel();
+    assert_ne!(watched.message().await.unwrap().unwrap().status, serving);
+    assert!(watched.message().await.unwrap().is_none());
+    timeout(PATIENCE, server.task.join_next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
 async fn drain_drops_what_does_not_finish() {
     let mut server = Server::start().await;
     server.fake.open.send_replace(false);
