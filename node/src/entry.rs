@@ -6,7 +6,7 @@
 //! from the slots whenever something changed; the common case, in which nothing does, only compares
 //! incarnations. It keeps no span bytes: the shell builds batches from the request it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tracemesh_membership::{Incarnation, MemberIndex, NodeId, Placement, Slot};
@@ -170,9 +170,22 @@ impl OpenRequest {
         Answer::TooFew
     }
 
-    /// Whether a holder was routed around.
-    pub fn is_rerouted(&self) -> bool {
-        !self.avoided.is_empty()
+    /// Traces that were routed around each peer that was avoided.
+    pub fn rerouted(&self) -> BTreeMap<NodeId, Vec<u32>> {
+        let mut rerouted = BTreeMap::new();
+        if self.avoided.is_empty() {
+            return rerouted;
+        }
+        for (number, &slot) in (0_u32..).zip(&self.slots) {
+            let Some(holders) = self.placement.holders(slot) else { continue };
+            for index in std::iter::once(holders.owner).chain(holders.replica) {
+                let id = &self.placement.view().members()[index as usize].id;
+                if self.avoided.contains(id) {
+                    rerouted.entry(id.clone()).or_insert_with(Vec::new).push(number);
+                }
+            }
+        }
+        rerouted
     }
 
     /// Nothing that `target` said counts any more.

@@ -104,6 +104,12 @@ impl Peers {
         (self.placement(), self.status.borrow().state, views.collect())
     }
 
+    /// Whether this process stood still since it last looked; it has a new incarnation then. To be
+    /// asked before acting on a view (PROTOCOL.md, M3).
+    pub fn stood_still(&self) -> bool {
+        self.membership.stood_still()
+    }
+
     /// A way to wait for the next change.
     pub fn changes(&self) -> Changes {
         Changes {

@@ -303,11 +303,12 @@ impl Node {
         tokio::pin!(asked);
         let membership = Arc::clone(&self.parts.membership);
         let tasks = self.tasks.clone();
+        let mut workers = self.workers.take();
         let end = tokio::select! {
             biased;
             ended = membership.ended() => Some(End::Refused(ended)),
             name = tasks.panicked() => Some(End::Panicked(name)),
-            () = failed(&mut self.workers) => Some(End::Panicked("sink")),
+            () = failed(&mut workers) => Some(End::Panicked("sink")),
             () = &mut asked => None,
             () = self.follow_state() => None,
         };
@@ -316,9 +317,11 @@ impl Node {
             None => tokio::select! {
                 biased;
                 name = tasks.panicked() => End::Panicked(name),
+                () = failed(&mut workers) => End::Panicked("sink"),
                 end = self.drain() => end,
             },
         };
+        self.workers = workers;
         self.stop().await;
         end
     }

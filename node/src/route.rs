@@ -17,7 +17,7 @@ use crate::frame::{
 use crate::ingest::{Accepted, Export, Refusal};
 use crate::memory::{CLIENTS_PERCENT, Memory};
 use crate::mesh::{PeerError, Peers};
-use crate::metrics::{RefusedReason, RouteMetrics};
+use crate::metrics::{PeerLabels, Reason, ReasonLabels, RouteMetrics};
 use crate::reach::{Reach, Routing};
 use crate::scan::scan;
 use crate::shard::HoldPart;
@@ -111,7 +111,7 @@ impl Router {
         let mut step = step;
         loop {
             match step {
-                Step::Answer(answer) => return self.conclude(&request, answer),
+                Step::Answer(answer) => return self.conclude(cut, &request, answer),
                 Step::Send(sends) => self.send(cut, sends, &mut flying),
             }
             step = tokio::select! {
@@ -128,7 +128,6 @@ impl Router {
         if self.peers.status().state != MemberState::Active {
             return Err(self.later("the node is not an active member"));
         }
-        let _ = cut;
         if self.memory.is_full(Origin::Entry) {
             return Err(self.later("the memory budget is used up"));
         }
@@ -154,10 +153,19 @@ impl Router {
         }
     }
 
-    fn conclude(&self, request: &OpenRequest, answer: Answer) -> Result<Copies, Refusal> {
+    fn conclude(
+        &self,
+        cut: &Cut,
+        request: &OpenRequest,
+        answer: Answer,
+    ) -> Result<Copies, Refusal> {
         match answer {
             Answer::Accepted(copies) => {
-                self.metrics.count_rerouted(request.avoided());
+                for (peer, traces) in request.rerouted() {
+                    let spans = traces.into_iter().map(|trace| cut.spans(trace).len() as u64);
+                    let labels = PeerLabels { peer: peer.to_string() };
+                    self.metrics.rerouted.get_or_create_owned(&labels).inc_by(spans.sum());
+                }
                 Ok(copies)
             }
             Answer::Full => Err(self.later("the memory budget of a holder is used up")),
@@ -319,34 +327,54 @@ fn merge(replies: Vec<Result<HoldReply, PeerError>>) -> Outcome {
 impl Export for Router {
     async fn export(&self, request: Bytes) -> Result<Accepted, Refusal> {
         let _counted = self.memory.in_flight(request.len());
-        let mut scanned = scan(&request).map_err(|error| {
-            self.metrics.refused(RefusedReason::Syntax, 1);
-            Refusal::Malformed(error.to_string())
-        })?;
+        let mut scanned =
+            scan(&request).map_err(|error| Refusal::Malformed(error.to_string()))?;
         let large = scanned.refuse_larger(&request, FRAME_SPANS_BYTES_MAX);
         let without_id = scanned.refused_span_count;
-        self.metrics.refused(RefusedReason::Ids, u64::from(without_id));
-        self.metrics.refused(RefusedReason::Size, u64::from(large));
-        let span_count = scanned.spans.len() as u64;
+        for (reason, spans) in [(Reason::Ids, without_id), (Reason::Size, large)] {
+            let counter = self.metrics.refused.get_or_create_owned(&ReasonLabels { reason });
+            counter.inc_by(u64::from(spans));
+        }
         let accepted = Accepted {
             refused_span_count: u64::from(without_id) + u64::from(large),
             message: complaint(without_id, large),
         };
-        if span_count == 0 {
+        let mut unacknowledged = Unacknowledged {
+            metrics: &self.metrics,
+            span_count: scanned.spans.len() as u64,
+        };
+        if scanned.spans.is_empty() {
             return Ok(accepted);
         }
         let cut = Arc::new(Cut::new(request, scanned, &self.settings.hash_key));
-        let unanswered = self.metrics.begin(span_count);
         let copies = self.route(&cut).await?;
-        unanswered.accepted(copies);
+        let span_count = std::mem::take(&mut unacknowledged.span_count);
+        self.metrics.accepted.inc_by(span_count);
+        if copies == Copies::Single {
+            self.metrics.accepted_without_replica.inc_by(span_count);
+        }
         Ok(accepted)
+    }
+}
+
+/// Counts spans as unacknowledged when it is dropped, as it is when a client goes away.
+struct Unacknowledged<'a> {
+    metrics: &'a RouteMetrics,
+    span_count: u64,
+}
+
+impl Drop for Unacknowledged<'_> {
+    fn drop(&mut self) {
+        self.metrics.unacknowledged.inc_by(self.span_count);
     }
 }
 
 fn complaint(without_id: u32, large: u32) -> String {
     let mut reasons = Vec::new();
     if without_id > 0 {
-        reasons.push(format!("{without_id} spans have a trace id or span id that is zero or has the wrong length"));
+        reasons.push(format!(
+            "{without_id} spans have a trace id or span id that is zero or has the wrong length"
+        ));
     }
     if large > 0 {
         reasons.push(format!("{large} spans are larger than {FRAME_SPANS_BYTES_MAX} bytes"));

@@ -133,10 +133,8 @@ pub enum Effect {
     Give {
         /// The owner.
         target: NodeId,
-        /// The trace.
-        trace_id: TraceId,
         /// The wanted spans.
-        chunks: Vec<Chunk>,
+        spans: Attempt,
         /// Until the trace is due.
         due_in: Duration,
     },
@@ -412,8 +410,8 @@ impl Shard {
         let chunks = if reply.wanted.is_empty() { Vec::new() } else { trace.chunks(wanted) };
         if !chunks.is_empty() {
             let due_in = Duration::from_millis(trace.due_ms.saturating_sub(now_ms));
-            let (target, trace_id) = (from.clone(), reply.trace_id);
-            self.effects.push(Effect::Give { target, trace_id, chunks, due_in });
+            let spans = attempt_of(reply.trace_id, chunks, reply.wanted.len() as u32);
+            self.effects.push(Effect::Give { target: from.clone(), spans, due_in });
             // Whether it arrived is found out by asking again.
         }
         if confirmed && self.state == MemberState::Leaving && self.role_of(index) != Role::Owner {

@@ -5,13 +5,17 @@
 //! number changed, and is ignored by the shard.
 
 use super::{Held, Input, PartReply, QUESTIONS_BYTES_MAX};
-use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, milliseconds};
+use crate::frame::{
+    self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds,
+};
 use crate::memory::Memory;
 use crate::mesh::Peers;
-use crate::metrics::TraceMetrics;
-use crate::shard::{Answer, Effect, Reply, Shard, SinkSet};
-use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode_chunks};
-use crate::spans::{Chunk, TraceId};
+use crate::metrics::{
+    self, AgainCause, AgainLabels, DecisionLabels, DueCause, Reason, ReasonLabels, TraceMetrics,
+};
+use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
+use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
+use crate::spans::TraceId;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -20,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::NodeId;
@@ -67,6 +72,9 @@ impl Turn {
                     None => return,
                 },
                 () = sleep_until(wake) => {}
+            }
+            if self.peers.stood_still() {
+                self.on_mesh();
             }
             while let Some(event) = ready(&mut waiting) {
                 self.on_event(event);
@@ -148,8 +156,8 @@ impl Turn {
                 Effect::Ask { target, trace, version } => {
                     asks.entry(target).or_default().push((trace, version));
                 }
-                Effect::Give { target, trace_id, chunks, due_in } => {
-                    self.give(target, trace_id, &chunks, due_in, waiting);
+                Effect::Give { target, spans, due_in } => {
+                    self.give(&target, spans, due_in, waiting);
                 }
             }
         }
@@ -172,7 +180,7 @@ impl Turn {
                         Ok(Outcome::Acknowledged) => Answer::Acknowledged,
                         Ok(Outcome::Refused) => Answer::Refused,
                         Ok(Outcome::Again { after }) => Answer::Again { after },
-                        Ok(Outcome::Unanswered) | Err(_) => Answer::Unanswered,
+                        Err(_) => Answer::Unanswered,
                     },
                 };
                 Event::Answered { trace_id, number, sink, answer }
@@ -182,15 +190,18 @@ impl Turn {
 
     fn bury(&self, attempt: Arc<Attempt>, number: u32, waiting: &mut Waiting) {
         let dead_letters = Arc::clone(&self.dead_letters);
+        let trace_id = attempt.trace_id;
+        let written = spawn_blocking(move || dead_letters.write(&attempt, "deciding panicked"));
         waiting.push(Box::pin(async move {
-            let answer = match dead_letters.bury(&attempt, "deciding panicked").await {
-                Ok(()) => Answer::Refused,
-                Err(error) => {
-                    tracing::error!(%error, trace_id = %attempt.trace_id, "no dead letter");
+            let answer = match written.await {
+                Ok(Ok(())) => Answer::Refused,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, %trace_id, "cannot write a dead letter");
                     Answer::Again { after: None }
                 }
+                Err(_) => Answer::Again { after: None },
             };
-            Event::Answered { trace_id: attempt.trace_id, number, sink: 0, answer }
+            Event::Answered { trace_id, number, sink: 0, answer }
         }));
     }
 
@@ -223,15 +234,8 @@ impl Turn {
         }
     }
 
-    fn give(
-        &self,
-        target: NodeId,
-        trace_id: TraceId,
-        chunks: &[Chunk],
-        due_in: Duration,
-        waiting: &mut Waiting,
-    ) {
-        for request in encode_chunks(trace_id, chunks, frame::FRAME_SPANS_BYTES_MAX) {
+    fn give(&self, target: &NodeId, spans: Attempt, due_in: Duration, waiting: &mut Waiting) {
+        for request in encode(&[Arc::new(spans)], frame::FRAME_SPANS_BYTES_MAX) {
             let hold = Hold {
                 sender: self.peers.sender(),
                 origin: Origin::Placing.into(),
@@ -269,7 +273,52 @@ impl Turn {
             gauge.store(spans, Relaxed);
         }
         held.traces.store(self.shard.trace_count() as u64, Relaxed);
-        self.metrics.count(&self.shard.take_tally());
+        count(&self.metrics, &self.shard.take_tally());
+    }
+}
+
+/// Adds what a shard counted to the node's counters.
+fn count(metrics: &TraceMetrics, tally: &Tally) {
+    metrics.redelivered.inc_by(tally.redelivered);
+    metrics.repaired.inc_by(tally.repaired);
+    metrics.exported.inc_by(tally.exported);
+    metrics.late.inc_by(tally.late);
+    metrics.sampled_out.inc_by(tally.sampled_out);
+    metrics.in_parts.inc_by(tally.in_parts);
+    metrics.forgotten_early.inc_by(tally.forgotten_early);
+    for (reason, spans) in [(Reason::Sink, tally.refused), (Reason::Poison, tally.poison)] {
+        metrics.dropped.get_or_create_owned(&ReasonLabels { reason }).inc_by(spans);
+    }
+    for (cause, spans) in [
+        (AgainCause::Unanswered, tally.unanswered),
+        (AgainCause::Takeover, tally.taken_over),
+        (AgainCause::Uncalm, tally.uncalm),
+    ] {
+        let again = &metrics.exported_again_possible;
+        again.get_or_create_owned(&AgainLabels { cause }).inc_by(spans);
+    }
+    for &(cause, verdict, delay) in &tally.decided {
+        let labels = DecisionLabels { cause: due_cause(cause), verdict: label(verdict) };
+        metrics.decided.get_or_create_owned(&labels).inc();
+        metrics.decide_delay_seconds.observe(delay.as_secs_f64());
+    }
+}
+
+fn due_cause(cause: Cause) -> DueCause {
+    match cause {
+        Cause::Root => DueCause::Root,
+        Cause::Age => DueCause::Age,
+        Cause::Spans => DueCause::Spans,
+        Cause::Bytes => DueCause::Bytes,
+        Cause::Drain => DueCause::Drain,
+        Cause::Takeover => DueCause::Takeover,
+    }
+}
+
+fn label(verdict: Verdict) -> metrics::Verdict {
+    match verdict {
+        Verdict::SampledOut => metrics::Verdict::SampledOut,
+        Verdict::None | Verdict::Keep => metrics::Verdict::Kept,
     }
 }
 

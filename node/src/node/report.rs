@@ -6,7 +6,7 @@
 use super::Parts;
 use crate::memory::CLIENTS_PERCENT;
 use crate::metrics::{
-    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, PeerLabels, Role,
+    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels, PeerLabels, Role,
     RoleLabels,
 };
 use crate::status::{self, SpansHeld, State, Status};
@@ -192,7 +192,7 @@ impl Last {
         }
         for (cause, count) in &counters.refused {
             let last = self.refused.entry(cause.label()).or_default();
-            let cause = metrics::MeshRefusalLabels { cause: cause.label() };
+            let cause = MeshRefusalLabels { cause: cause.label() };
             let counter = metrics.mesh_refused.get_or_create_owned(&cause);
             counter.inc_by(count - std::mem::replace(last, *count));
         }

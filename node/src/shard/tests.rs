@@ -264,10 +264,10 @@ fn replica_that_hears_nothing_asks_and_gives_what_the_owner_wants() {
     let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
     rig.shard.on_reply(rig.now, target, sender, *version, &reply);
     let effects = rig.shard.take_effects();
-    let [Effect::Give { chunks, .. }] = &effects[..] else {
+    let [Effect::Give { spans, .. }] = &effects[..] else {
         panic!("expected the wanted span, not {effects:?}");
     };
-    assert_eq!(chunks.iter().flat_map(Chunk::framed_spans).count(), 1);
+    assert_eq!(spans.chunks.iter().flat_map(Chunk::framed_spans).count(), 1);
     assert_eq!(rig.held(trace), Some(1), "span 1 is done, span 2 is held until it is done too");
     rig.check_sums();
 }

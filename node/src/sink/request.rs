@@ -65,7 +65,7 @@ impl Room {
 }
 
 /// Encodes attempts: as one request when they fit into it, else as several, cut span by span.
-pub(super) fn encode(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
+pub(crate) fn encode(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
     let mut room = Room::new(bytes_max);
     if attempts.iter().all(|attempt| room.take(attempt)) {
         return vec![encode_whole(attempts)];
