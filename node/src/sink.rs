@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, btree_map};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
@@ -229,10 +230,8 @@ pub fn start(
     metrics: &Metrics,
 ) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
     let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
-    let mut workers = Workers {
-        stop: CancellationToken::new(),
-        tasks: JoinSet::new(),
-    };
+    let stop = CancellationToken::new();
+    let mut runs: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     let mut counts = BTreeMap::new();
     for config in configs {
         let name = name(config, &mut counts);
@@ -244,7 +243,7 @@ pub fn start(
         );
         let meter = metrics.sink(&name);
         let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
-        let stop = workers.stop.clone();
+        let stop = stop.clone();
         match config {
             SinkConfig::Otlp {
                 endpoint,
@@ -255,22 +254,23 @@ pub fn start(
             } => {
                 let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
                 let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
             SinkConfig::File { path } => {
                 let file = file::open(sink.name(), path)?;
                 let worker = lines::Worker::new(file, path.display().to_string(), meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
             SinkConfig::Stdout => {
                 let output = stdout::open(sink.name())?;
                 let worker = lines::Worker::new(output, "standard output".into(), meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
         }
         sinks.push(sink);
     }
-    Ok((sinks, workers))
+    let tasks = runs.into_iter().collect();
+    Ok((sinks, Workers { stop, tasks }))
 }
 
 fn queue_bytes_max(config: &SinkConfig) -> usize {

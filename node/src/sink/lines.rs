@@ -12,8 +12,7 @@ use super::health::Health;
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, request};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use prost::Message;
+use crate::json::to_json;
 use std::io;
 use std::slice;
 use std::sync::Arc;
@@ -163,10 +162,9 @@ async fn returned<L>(
 
 fn to_line(attempt: &Arc<Attempt>) -> Result<Vec<u8>, String> {
     let request = request::encode_whole(slice::from_ref(attempt));
-    let request = ExportTraceServiceRequest::decode(request).map_err(|error| error.to_string())?;
-    let mut line = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
-    line.push(b'\n');
-    Ok(line)
+    let mut line = to_json(&request).map_err(|error| error.to_string())?;
+    line.push('\n');
+    Ok(line.into_bytes())
 }
 
 #[cfg(test)]
@@ -175,7 +173,9 @@ mod tests {
     use crate::sink::queue::queue;
     use crate::sink::testing::{attempt, resource, scope, span_ids, trace};
     use crate::sink::{Metrics, Sink, WallClock};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use prometheus_client::registry::Registry;
+    use prost::Message;
     use std::path::PathBuf;
     use std::sync::{Mutex, mpsc};
     use std::{fs, time::SystemTime};
