@@ -11,7 +11,7 @@ use super::dead_letter::DeadLetters;
 use super::health::Health;
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox};
-use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, request};
+use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
 use crate::json::to_json;
 use std::io;
 use std::slice;
@@ -97,7 +97,9 @@ impl<L: Lines> Worker<L> {
                 worker = returned;
                 continue;
             };
-            let (returned, outcomes) = written.expect("what may panic in it is guarded");
+            let Some((returned, outcomes)) = joined(written) else {
+                return;
+            };
             batch
                 .into_iter()
                 .zip(outcomes)
@@ -156,7 +158,7 @@ async fn returned<L>(
     select! {
         biased;
         () = stop.cancelled() => None,
-        written = writing => Some(written.expect("what may panic in it is guarded").0),
+        written = writing => joined(written).map(|(worker, _)| worker),
     }
 }
 
