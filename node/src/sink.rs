@@ -1,8 +1,8 @@
 //! Where finished traces go.
 //!
-//! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md, D2).
-//! Each sink is one task with one queue, bounded in bytes ([`Sink::submit`] refuses what does not
-//! fit). The invariant: it answers every attempt that it took exactly once, and within
+//! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md,
+//! D2). Each sink is one task with one queue, bounded in bytes ([`Sink::submit`] refuses what does
+//! not fit). The invariant: it answers every attempt that it took exactly once, and within
 //! [`ATTEMPT_MAX`] of beginning it; an attempt that is dropped on the way answers
 //! [`Outcome::Again`]. A sink keeps nothing: the spans stay with their holders until it
 //! acknowledged them, so stopping one loses nothing.
@@ -32,12 +32,13 @@ use crate::spans::{Chunk, TraceId};
 use std::any::Any;
 use std::collections::{BTreeMap, btree_map};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -230,10 +231,8 @@ pub fn start(
     metrics: &Metrics,
 ) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
     let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
-    let mut workers = Workers {
-        stop: CancellationToken::new(),
-        tasks: JoinSet::new(),
-    };
+    let stop = CancellationToken::new();
+    let mut runs: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     let mut counts = BTreeMap::new();
     for config in configs {
         let name = name(config, &mut counts);
@@ -245,7 +244,7 @@ pub fn start(
         );
         let meter = metrics.sink(&name);
         let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
-        let stop = workers.stop.clone();
+        let stop = stop.clone();
         match config {
             SinkConfig::Otlp {
                 endpoint,
@@ -256,22 +255,23 @@ pub fn start(
             } => {
                 let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
                 let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
             SinkConfig::File { path } => {
                 let file = file::open(sink.name(), path)?;
                 let worker = lines::Worker::new(file, path.display().to_string(), meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
             SinkConfig::Stdout => {
                 let output = stdout::open(sink.name())?;
                 let worker = lines::Worker::new(output, "standard output".into(), meter, letters);
-                workers.tasks.spawn(worker.run(inbox, stop));
+                runs.push(Box::pin(worker.run(inbox, stop)));
             }
         }
         sinks.push(sink);
     }
-    Ok((sinks, workers))
+    let tasks = runs.into_iter().collect();
+    Ok((sinks, Workers { stop, tasks }))
 }
 
 fn queue_bytes_max(config: &SinkConfig) -> usize {
@@ -305,6 +305,15 @@ fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String
 /// Runs what one trace may make panic; a panic becomes a reason.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| format!("panic: {}", message(&*panic)))
+}
+
+/// What a task returned; `None` when the runtime is ending. Passes a panic on: it is a bug of ours.
+fn joined<T>(ended: Result<T, JoinError>) -> Option<T> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(value) => Some(value),
+        Err(Ok(panic)) => resume_unwind(panic),
+        Err(Err(_cancelled)) => None,
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

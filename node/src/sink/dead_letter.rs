@@ -145,6 +145,13 @@ impl DeadLetters {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let size = self.size.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.bytes.dec_by(*size as i64);
+    }
+}
+
 impl Inner {
     fn line(&self, attempt: &Attempt, reason: &str) -> Vec<u8> {
         let time = (self.clock)()

@@ -146,7 +146,7 @@ impl<S: Storage> Lines for LineFile<S> {
             .and_then(|()| self.storage.flush())
             .inspect_err(|_| {
                 self.torn = Some(whole);
-                // The write's error is the one to tell; if this fails too, the next line mends first.
+                // The write's error is the one to tell; should this fail too, the next line mends.
                 let _ = self.mend();
             })
     }

@@ -11,9 +11,8 @@ use super::dead_letter::DeadLetters;
 use super::health::Health;
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox};
-use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, request};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use prost::Message;
+use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
+use crate::json::to_json;
 use std::io;
 use std::slice;
 use std::sync::Arc;
@@ -98,7 +97,9 @@ impl<L: Lines> Worker<L> {
                 worker = returned;
                 continue;
             };
-            let (returned, outcomes) = written.expect("what may panic in it is guarded");
+            let Some((returned, outcomes)) = joined(written) else {
+                return;
+            };
             batch
                 .into_iter()
                 .zip(outcomes)
@@ -157,16 +158,15 @@ async fn returned<L>(
     select! {
         biased;
         () = stop.cancelled() => None,
-        written = writing => Some(written.expect("what may panic in it is guarded").0),
+        written = writing => joined(written).map(|(worker, _)| worker),
     }
 }
 
 fn to_line(attempt: &Arc<Attempt>) -> Result<Vec<u8>, String> {
     let request = request::encode_whole(slice::from_ref(attempt));
-    let request = ExportTraceServiceRequest::decode(request).map_err(|error| error.to_string())?;
-    let mut line = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
-    line.push(b'\n');
-    Ok(line)
+    let mut line = to_json(&request).map_err(|error| error.to_string())?;
+    line.push('\n');
+    Ok(line.into_bytes())
 }
 
 #[cfg(test)]
@@ -175,7 +175,9 @@ mod tests {
     use crate::sink::queue::queue;
     use crate::sink::testing::{attempt, resource, scope, span_ids, trace};
     use crate::sink::{Metrics, Sink, WallClock};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use prometheus_client::registry::Registry;
+    use prost::Message;
     use std::path::PathBuf;
     use std::sync::{Mutex, mpsc};
     use std::{fs, time::SystemTime};

@@ -18,13 +18,13 @@ use super::dead_letter::DeadLetters;
 use super::health::{Health, Pace};
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox, Pending};
-use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, request};
+use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
 use bytes::Bytes;
 use client::Answer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -88,11 +88,7 @@ impl Worker {
         let mut in_flight = JoinSet::new();
         loop {
             while in_flight.len() >= REQUESTS_IN_FLIGHT_MAX {
-                in_flight
-                    .join_next()
-                    .await
-                    .into_iter()
-                    .for_each(expect_whole);
+                in_flight.join_next().await.and_then(joined);
             }
             let batch = select! {
                 biased;
@@ -104,14 +100,9 @@ impl Worker {
         }
         drop(inbox);
         while let Some(ended) = in_flight.join_next().await {
-            expect_whole(ended);
+            joined(ended);
         }
     }
-}
-
-/// What one trace may make panic is guarded, so this is a bug of ours and ends the worker.
-fn expect_whole(ended: Result<(), JoinError>) {
-    ended.expect("what may panic in a delivery is guarded");
 }
 
 impl Exporter {
@@ -221,8 +212,7 @@ impl Exporter {
         let letters = self.dead_letters.clone();
         let attempt = pending.attempt.clone();
         let written = spawn_blocking(move || letters.refuse(&attempt, &reason)).await;
-        // The thread is gone only when the runtime is.
-        pending.answer(written.unwrap_or(Outcome::AGAIN));
+        pending.answer(joined(written).unwrap_or(Outcome::AGAIN));
     }
 }
 

@@ -21,7 +21,7 @@ const ATTEMPTS_MAX: usize = 256 << 10;
 /// Makes a queue of at most `bytes_max` bytes of spans. An attempt over it is taken when nothing
 /// else is there, or it could never leave.
 pub(super) fn queue(name: String, bytes_max: usize, gauge: Gauge) -> (Arc<Queue>, Inbox) {
-    let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+    let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX).max(1);
     let (sender, receiver) = mpsc::channel(ATTEMPTS_MAX);
     let bytes = Arc::new(Semaphore::new(bytes_max as usize));
     let queue = Queue {
@@ -161,11 +161,15 @@ impl Inbox {
             if pending.is_cancelled() {
                 continue;
             }
-            if !room.take(&pending.attempt) && !batch.is_empty() {
+            let fits = room.take(&pending.attempt);
+            if !fits && !batch.is_empty() {
                 self.carried = Some(pending);
                 return Some(batch);
             }
             batch.push(pending);
+            if !fits {
+                return Some(batch);
+            }
         }
     }
 
@@ -292,6 +296,16 @@ mod tests {
             pulled,
             traces.iter().map(|t| t.trace_id).collect::<Vec<_>>()
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempt_over_a_whole_request_goes_alone_and_at_once() {
+        let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
+        let _giant = queue.submit(trace(1, 50)).unwrap();
+        let _small = queue.submit(trace(2, 1)).unwrap();
+        let start = Instant::now();
+        let batch = inbox.next_batch(&batching(16, 500)).await.unwrap();
+        assert_eq!((batch.len(), start.elapsed()), (1, Duration::ZERO));
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@
 
 use super::Attempt;
 use crate::spans::{Chunk, Resource, Scope};
+use crate::wire::{framed_length, put_varint, varint};
 use bytes::Bytes;
-use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -112,7 +112,7 @@ pub(super) fn raw(attempt: &Attempt) -> Vec<u8> {
         put_header(
             &mut request,
             RESOURCE_SPANS,
-            resource_fields.len() + framed(scope_bytes),
+            resource_fields.len() + framed_length(scope_bytes),
         );
         request.extend_from_slice(resource_fields);
         put_header(&mut request, SCOPE_SPANS, scope_bytes);
@@ -186,7 +186,7 @@ impl<'a> Plan<'a> {
             .iter()
             .map(|part| self.length(part))
             .collect();
-        let mut request = Vec::with_capacity(lengths.iter().copied().map(framed).sum());
+        let mut request = Vec::with_capacity(lengths.iter().copied().map(framed_length).sum());
         for (part, length) in self.resources.iter().zip(lengths) {
             put_header(&mut request, RESOURCE_SPANS, length);
             request.extend_from_slice(&part.resource.fields);
@@ -207,7 +207,7 @@ impl<'a> Plan<'a> {
         let scopes = part
             .scopes
             .iter()
-            .map(|index| framed(self.scopes[*index].bytes));
+            .map(|index| framed_length(self.scopes[*index].bytes));
         part.resource.fields.len() + scopes.sum::<usize>()
     }
 }
@@ -222,11 +222,9 @@ impl<'a> Iterator for Spans<'a> {
         if self.0.is_empty() {
             return None;
         }
-        let mut rest = &self.0[1..];
-        let end = decode_varint(&mut rest)
+        let end = varint(&self.0[1..])
             .ok()
-            .and_then(|length| usize::try_from(length).ok())
-            .and_then(|length| (self.0.len() - rest.len()).checked_add(length))
+            .and_then(|(length, count)| usize::try_from(length).ok()?.checked_add(1 + count))
             .filter(|end| *end <= self.0.len())
             .unwrap_or(self.0.len());
         let (span, rest) = self.0.split_at(end);
@@ -239,13 +237,9 @@ fn address<T>(shared: &Arc<T>) -> usize {
     Arc::as_ptr(shared).addr()
 }
 
-fn framed(length: usize) -> usize {
-    1 + encoded_len_varint(length as u64) + length
-}
-
 fn put_header(request: &mut Vec<u8>, tag: u8, length: usize) {
     request.push(tag);
-    encode_varint(length as u64, request);
+    put_varint(request, length);
 }
 
 #[cfg(test)]

@@ -73,7 +73,8 @@ impl Server {
                 .unwrap()
                 .push((header("grpc-encoding"), header("x-key")));
             let (seen, note) = (seen.clone(), note.clone());
-            async move { Ok::<_, Infallible>(answer(request, script, compressed, seen, note).await) }
+            let answer = answer(request, script, compressed, seen, note);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
         let mut task = JoinSet::new();
         task.spawn(async move {
