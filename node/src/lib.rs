@@ -2,13 +2,13 @@
 
 pub mod console;
 pub mod ingest;
+pub mod json;
 pub mod listen;
 pub mod metrics;
-pub mod json;
 pub mod scan;
 pub mod sink;
 pub mod span_view;
 pub mod spans;
-pub mod status;
 pub mod split;
+pub mod status;
 pub mod wire;
