@@ -17,8 +17,6 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use prost::Message;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::error::Elapsed;
@@ -26,6 +24,8 @@ use tokio::time::timeout;
 
 /// How long a refused client may go on sending before it gets its answer: 64 MiB at 0.1 Gbit/s.
 const FORGET_MAX: Duration = Duration::from_secs(5);
+/// JSON up to this size is converted on the spot, in some milliseconds.
+const JSON_INLINE_MAX: usize = 1 << 20;
 const TRACES: &str = "/v1/traces";
 const OTHER_SIGNALS: [&str; 3] = ["/v1/metrics", "/v1/logs", "/v1development/profiles"];
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
@@ -164,7 +164,7 @@ where
         .read(read(intake, charge, body, head.encoding))
         .await?;
     if head.format == Format::Json {
-        received.bytes = from_json(&received.bytes)?;
+        received = from_json(received).await?;
     }
     intake.take(received).await
 }
@@ -189,14 +189,30 @@ where
     collector.finish()
 }
 
-/// The same request as protobuf.
-fn from_json(json: &[u8]) -> Result<Bytes, Refusal> {
-    if json.is_empty() {
-        return Ok(Bytes::new());
+/// The same request as protobuf, charged besides its JSON.
+async fn from_json(json: Received) -> Result<Received, Refusal> {
+    if json.bytes.is_empty() {
+        return Ok(json);
     }
-    let request: ExportTraceServiceRequest =
-        serde_json::from_slice(json).map_err(|error| Refusal::Malformed(error.to_string()))?;
-    Ok(request.encode_to_vec().into())
+    if json.bytes.len() <= JSON_INLINE_MAX {
+        return convert(json);
+    }
+    // A thread that serves others must not be held up for as long as that takes.
+    match tokio::task::spawn_blocking(|| convert(json)).await {
+        Ok(converted) => converted,
+        Err(_) => Err(Refusal::Malformed("the request made the node fail".into())),
+    }
+}
+
+fn convert(json: Received) -> Result<Received, Refusal> {
+    let Received { bytes, mut charge } = json;
+    let converted = crate::json::from_json(&bytes);
+    let bytes = converted.map_err(|error| Refusal::Malformed(error.to_string()))?;
+    charge.add(bytes.len())?;
+    Ok(Received {
+        bytes: bytes.into(),
+        charge,
+    })
 }
 
 fn response(format: Format, answer: Result<Accepted, Refusal>) -> Answer {

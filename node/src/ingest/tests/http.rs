@@ -152,3 +152,20 @@ async fn client_that_asks_first_is_refused_before_it_sends() {
     let reply = String::from_utf8_lossy(&reply);
     assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
 }
+
+#[tokio::test]
+async fn large_json_is_converted_without_holding_up_others() {
+    let settings = Settings {
+        request_bytes_max: 8 << 20,
+        ..Settings::default()
+    };
+    let server = Server::with(settings).await;
+    let name = "n".repeat(4 << 20);
+    let json = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [{ "name": name }]}]}]});
+    assert_eq!(
+        server.post(&[JSON], json.to_string()).await.status,
+        StatusCode::OK
+    );
+    assert!(server.received()[0].len() > name.len());
+    assert_eq!(server.in_flight.bytes(), 0);
+}
