@@ -180,3 +180,142 @@ fn each_span(line: &[u8], mut on_span: impl FnMut(&[u8], &[u8])) -> Result<(), s
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Plan, Shape};
+    use super::*;
+    use std::fs as blocking;
+    use std::io::Write;
+
+    /// A directory with a followed file, whose first line was there before.
+    struct Scene {
+        directory: tempfile::TempDir,
+        plan: Plan,
+        arrivals: Arrivals,
+        follower: Follower,
+    }
+
+    impl Scene {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let plan = Plan::new(Shape {
+                seed: 3,
+                spans_per_trace: 8,
+                trace_count: Some(100),
+                target_count: 1,
+                request_spans: 512,
+            });
+            let path = directory.path().join("traces.jsonl");
+            blocking::write(&path, line(&plan, 99)).unwrap();
+            let follower = Follower::open(&path).await.unwrap();
+            Self {
+                directory,
+                plan,
+                arrivals: Arrivals::new(plan),
+                follower,
+            }
+        }
+
+        fn append(&self, text: &str) {
+            let path = self.directory.path().join("traces.jsonl");
+            let file = blocking::File::options()
+                .create(true)
+                .append(true)
+                .open(path);
+            file.unwrap().write_all(text.as_bytes()).unwrap();
+        }
+
+        fn rotate(&self) {
+            let path = self.directory.path();
+            blocking::rename(path.join("traces.jsonl"), path.join("traces.1.jsonl")).unwrap();
+        }
+
+        /// Reads once; spans that arrived so far, and attempts that could not be read.
+        async fn read(&mut self) -> (u64, u64) {
+            self.follower.read(&self.arrivals).await.unwrap();
+            let findings = self.arrivals.with(|ledger| ledger.findings(100));
+            assert_eq!((findings.spans_twice, findings.spans_foreign), (0, 0));
+            (findings.spans_arrived, findings.attempts_unreadable)
+        }
+    }
+
+    /// A trace as OTLP JSON, with fields beside those that are read.
+    fn line(plan: &Plan, trace: u64) -> String {
+        let ids = plan.spans_of_trace(trace).map(|number| {
+            let span_id = hex::encode(plan.span_id(number).to_be_bytes());
+            let trace_id = hex::encode(plan.trace_id(trace));
+            format!(r#"{{"traceId":"{trace_id}","name":"\n","spanId":"{span_id}","kind":2}}"#)
+        });
+        let spans = Vec::from_iter(ids).join(",");
+        let scope = format!(r#"{{"scope":{{"name":"x"}},"spans":[{spans}]}}"#);
+        format!("{{\"resourceSpans\":[{{\"resource\":{{}},\"scopeSpans\":[{scope}]}}]}}\n")
+    }
+
+    #[tokio::test]
+    async fn only_lines_that_come_after_the_start_count() {
+        let mut scene = Scene::new().await;
+        assert_eq!(scene.read().await, (0, 0));
+        scene.append(&line(&scene.plan, 0));
+        assert_eq!(scene.read().await, (8, 0));
+        scene.append(&[line(&scene.plan, 1), line(&scene.plan, 2)].concat());
+        assert_eq!(scene.read().await, (24, 0));
+    }
+
+    #[tokio::test]
+    async fn torn_line_counts_when_it_is_whole() {
+        let mut scene = Scene::new().await;
+        let line = line(&scene.plan, 0);
+        scene.append(&line[..30]);
+        assert_eq!(scene.read().await, (0, 0));
+        scene.append(&line[30..]);
+        assert_eq!(scene.read().await, (8, 0));
+    }
+
+    #[tokio::test]
+    async fn line_that_its_writer_takes_back_does_no_harm() {
+        let mut scene = Scene::new().await;
+        let path = scene.directory.path().join("traces.jsonl");
+        let bytes = blocking::metadata(&path).unwrap().len();
+        scene.append(&line(&scene.plan, 0)[..30]);
+        assert_eq!(scene.read().await, (0, 0));
+        blocking::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
+        scene.append(&line(&scene.plan, 1));
+        assert_eq!(scene.read().await, (8, 0));
+    }
+
+    #[tokio::test]
+    async fn rotated_file_is_read_to_its_end_and_then_the_new_one() {
+        let mut scene = Scene::new().await;
+        scene.append(&line(&scene.plan, 0));
+        scene.rotate();
+        assert_eq!(
+            scene.read().await,
+            (0, 0),
+            "between the steps of a rotation"
+        );
+        scene.append(&line(&scene.plan, 1));
+        assert_eq!(scene.read().await, (16, 0));
+    }
+
+    #[tokio::test]
+    async fn line_longer_than_one_reading_is_read_whole() {
+        let mut scene = Scene::new().await;
+        let long = line(&scene.plan, 0).replace("\"x\"", &format!("\"{}\"", "x".repeat(5_000_000)));
+        scene.append(&[long, line(&scene.plan, 1)].concat());
+        assert_eq!(scene.read().await, (16, 0));
+    }
+
+    #[tokio::test]
+    async fn line_that_is_no_trace_is_counted() {
+        let mut scene = Scene::new().await;
+        scene.append("{\"resourceSpans\":1}\n");
+        scene.append(&line(&scene.plan, 0));
+        assert_eq!(scene.read().await, (8, 1));
+    }
+}

@@ -150,7 +150,7 @@ impl Sender {
         interrupts: &mut mpsc::Receiver<()>,
     ) -> Tally {
         let begin = Instant::now();
-        let close_at = self.pace.duration.map(|duration| begin + duration);
+        let end = self.pace.duration.map(|duration| begin + duration);
         let (mut due, mut is_closed) = (begin, false);
         let mut next = self.next_request();
         let mut deliveries = JoinSet::new();
@@ -166,12 +166,12 @@ impl Sender {
                     is_closed = true;
                     self.schedule.close();
                 }
-                () = sleep_until(close_at.unwrap_or(begin)), if close_at.is_some() && !is_closed => {
+                () = sleep_until(end.unwrap_or(begin)), if end.is_some() && !is_closed => {
                     is_closed = true;
                     self.schedule.close();
                 }
                 Some(delivery) = deliveries.join_next() => {
-                    let delivery: Delivery = delivery.expect("a delivery neither panics nor ends early");
+                    let delivery: Delivery = delivery.expect("deliveries are not aborted");
                     tally.on_delivery(&delivery);
                     if let End::Acknowledged { .. } = delivery.end {
                         arrivals.with(|ledger| ledger.on_acknowledged(delivery.number));
@@ -226,5 +226,55 @@ impl Sender {
             Some(rate) => outgoing.due + Duration::from_secs_f64(outgoing.span_count as f64 / rate),
             None => outgoing.due,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::Failure;
+    use super::*;
+
+    fn acknowledged(at: Instant, latency: u64, failures: Vec<Failure>) -> Delivery {
+        Delivery {
+            number: 0,
+            span_count: 512,
+            end: End::Acknowledged {
+                refused_span_count: 0,
+            },
+            at,
+            latency: Duration::from_millis(latency),
+            failures,
+        }
+    }
+
+    #[test]
+    fn longest_gap_lies_between_two_acknowledgements() {
+        let (begin, mut tally) = (Instant::now(), Tally::new());
+        for milliseconds in [700, 710, 1110, 1120] {
+            let at = begin + Duration::from_millis(milliseconds);
+            tally.on_delivery(&acknowledged(at, 3, Vec::new()));
+        }
+        assert_eq!(tally.gap_max, Duration::from_millis(400));
+        assert_eq!(tally.spans_acknowledged, 4 * 512);
+        assert_eq!(tally.latency.value_at_quantile(0.99) / 10, 300);
+    }
+
+    #[test]
+    fn retries_are_tries_after_the_first() {
+        let target = "http://127.0.0.1:1"
+            .parse::<tonic::transport::Uri>()
+            .unwrap();
+        let failures = vec![Failure::Deadline { target }; 3];
+        let mut tally = Tally::new();
+        tally.on_delivery(&acknowledged(Instant::now(), 3, failures.clone()));
+        assert_eq!((tally.retries, tally.failures["deadline"]), (3, 3));
+        let given_up = Delivery {
+            end: End::GivenUp,
+            ..acknowledged(Instant::now(), 3, failures)
+        };
+        tally.on_delivery(&given_up);
+        assert_eq!((tally.retries, tally.failures["deadline"]), (5, 6));
+        assert_eq!(tally.spans_unacknowledged, 512);
+        assert!(!tally.is_hopeless());
     }
 }
