@@ -197,3 +197,6 @@ async fn placement(Extract(source): Extract<Source>) -> Json<Placement> {
         shares: members.into_iter().map(share).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

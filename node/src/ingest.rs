@@ -163,12 +163,9 @@ impl Listeners {
         };
         let bytes_max = self.settings.request_bytes_max;
         let intake = Intake::new(export, admission.clone(), in_flight, bytes_max, metrics);
-        let (health, follow_health) = grpc::health(admission).await;
+        let (health, follow_health) = grpc::health(admission, drain.clone()).await;
         let mut servers = JoinSet::new();
-        let watched = drain.clone();
-        servers.spawn(async move {
-            let _ = watched.run_until_cancelled(follow_health).await;
-        });
+        servers.spawn(follow_health);
         for listener in self.grpc {
             let service = grpc::service(intake.clone(), health.clone());
             servers.spawn(listen::serve(
@@ -191,3 +188,6 @@ impl Listeners {
         servers.join_all().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod process;
 pub mod reach;
 pub mod route;
+pub mod json;
 pub mod scan;
 pub mod shard;
 pub mod sink;

@@ -7,6 +7,7 @@
 //! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by it,
 //! the streams of an HTTP/2 connection by a tracker that it stops. Bounded by the semaphore of its
 //! [`Limits`], by [`STREAMS_MAX`] a connection, and by windows for what was received but not read.
+//! A panic costs the connection that it happened on.
 //! It knows no protocol above HTTP, and does not decide when a node drains.
 
 use hyper::body::{Body, Incoming};
@@ -158,10 +159,6 @@ fn builder(streams: Streams) -> auto::Builder<Streams> {
 
 /// Serves HTTP/1 and HTTP/2 until `drain`; then takes no new connection, tells clients to go
 /// elsewhere (GOAWAY, `Connection: close`), gives open requests [`CLOSE_MAX`], and drops the rest.
-///
-/// # Panics
-///
-/// When a connection's own task panicked: a bug of ours that must not stay unseen.
 pub async fn serve<S, B>(listener: Listener, service: S, limits: Limits, drain: CancellationToken)
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
@@ -185,7 +182,7 @@ where
             biased;
             () = drain.cancelled() => break,
             Some(ended) = connections.join_next() => {
-                ended_well(ended);
+                log_panic(ended);
                 continue;
             }
             accepted = listener.socket.accept() => accepted,
@@ -222,7 +219,7 @@ where
     drop(listener);
     let closed = async {
         while let Some(ended) = connections.join_next().await {
-            ended_well(ended);
+            log_panic(ended);
         }
     };
     // A connection closes itself in time; the margin is for a runtime that is late.
@@ -234,11 +231,12 @@ where
     streams.tasks.wait().await;
 }
 
-fn ended_well(ended: Result<(), tokio::task::JoinError>) {
+/// A bug that one client's bytes can reach must not end the node for all others.
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        std::panic::resume_unwind(error.into_panic());
+        tracing::error!(%error, "a connection was lost to a panic");
     }
 }
 

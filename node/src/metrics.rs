@@ -12,11 +12,15 @@ mod labels;
 mod process;
 mod text;
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 pub use labels::*;
@@ -35,6 +39,33 @@ fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metri
 
 fn new<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
     add(registry, name, help, M::default())
+}
+
+/// A family whose labels are known beforehand: each begins at zero, so that the first event is a
+/// change that an alert sees, and not a new series.
+fn each<S, M>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    labels: impl IntoIterator<Item = S>,
+) -> Family<S, M>
+where
+    S: EncodeLabelSet + Clone + Debug + Eq + Hash + Send + Sync + 'static,
+    M: Metric + TypedMetric + Default,
+{
+    let family = Family::default();
+    for label in labels {
+        drop(family.get_or_create(&label));
+    }
+    add(registry, name, help, family)
+}
+
+fn reasons(reasons: &[Reason]) -> impl Iterator<Item = ReasonLabels> {
+    reasons.iter().map(|&reason| ReasonLabels { reason })
+}
+
+fn roles(roles: &[Role]) -> impl Iterator<Item = RoleLabels> {
+    roles.iter().map(|&role| RoleLabels { role })
 }
 
 /// 1 ms to 16 s: an acknowledgement takes milliseconds, and 3 s at most.
@@ -70,10 +101,11 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything, the process's own figures included.
     pub fn register(registry: &mut Registry) -> Self {
-        let refused: Family<ReasonLabels, Counter> = new(
+        let refused: Family<ReasonLabels, Counter> = each(
             registry,
             "spans_refused",
             "Spans that clients were told never to send again; one for a request refused as a whole",
+            reasons(&[Reason::Ids, Reason::Size, Reason::Syntax]),
         );
         registry.register_collector(Box::new(process::Collector));
         Self {
@@ -99,11 +131,18 @@ pub struct IngestMetrics {
 
 impl IngestMetrics {
     fn register(registry: &mut Registry, refused: Family<ReasonLabels, Counter>) -> Self {
+        let of_protocol = |&protocol| {
+            Answer::ALL
+                .iter()
+                .map(move |&answer| RequestLabels { protocol, answer })
+        };
+        let answers = Protocol::ALL.iter().flat_map(of_protocol);
         Self {
-            requests: new(
+            requests: each(
                 registry,
                 "requests",
                 "Export requests by what clients were told",
+                answers,
             ),
             refused,
             acknowledge_seconds: add(
@@ -203,6 +242,12 @@ pub struct TraceMetrics {
 
 impl TraceMetrics {
     fn register(registry: &mut Registry) -> Self {
+        let of_cause = |&cause| {
+            Verdict::ALL
+                .iter()
+                .map(move |&verdict| DecisionLabels { cause, verdict })
+        };
+        let decisions = DueCause::ALL.iter().flat_map(of_cause);
         Self {
             redelivered: new(
                 registry,
@@ -220,19 +265,26 @@ impl TraceMetrics {
                 "spans_late",
                 "Exported spans that came when a part of their trace was done",
             ),
-            dropped: new(registry, "spans_dropped", "Spans that were given up"),
-            exported_again_possible: new(
+            dropped: each(
+                registry,
+                "spans_dropped",
+                "Spans that were given up",
+                reasons(&[Reason::Sink, Reason::Poison]),
+            ),
+            exported_again_possible: each(
                 registry,
                 "spans_exported_again_possible",
                 "Spans that may have been exported twice",
+                AgainCause::ALL.iter().map(|&cause| AgainLabels { cause }),
             ),
-            held: new(registry, "spans_held", "Spans held now"),
-            oldest_held_seconds: new(
+            held: each(registry, "spans_held", "Spans held now", roles(Role::ALL)),
+            oldest_held_seconds: each(
                 registry,
                 "oldest_held_seconds",
                 "Age of the oldest held span",
+                roles(Role::ALL),
             ),
-            decided: new(registry, "traces_decided", "Traces decided"),
+            decided: each(registry, "traces_decided", "Traces decided", decisions),
             in_parts: new(
                 registry,
                 "traces_in_parts",
@@ -284,10 +336,11 @@ pub struct ClusterMetrics {
 impl ClusterMetrics {
     fn register(registry: &mut Registry) -> Self {
         Self {
-            members: new(
+            members: each(
                 registry,
                 "members",
                 "Members by state, as this node sees them",
+                MemberState::ALL.iter().map(|&state| MemberLabels { state }),
             ),
             view: new(
                 registry,
@@ -295,18 +348,33 @@ impl ClusterMetrics {
                 "Hash of the view; equal on nodes that agree",
             ),
             config: new(registry, "config_info", "Hash of the configuration in use"),
-            slots: new(registry, "slots", "Slots that this node holds"),
+            slots: each(
+                registry,
+                "slots",
+                "Slots that this node holds",
+                roles(&[Role::Owner, Role::Replica]),
+            ),
             view_changes: new(registry, "view_changes", "Changes of the view"),
-            hop_bytes: new(registry, "hop_bytes", "Bytes of frames between nodes"),
+            hop_bytes: each(
+                registry,
+                "hop_bytes",
+                "Bytes of frames between nodes",
+                Direction::ALL
+                    .iter()
+                    .map(|&direction| DirectionLabels { direction }),
+            ),
             peer_round_trip_seconds: new(
                 registry,
                 "peer_round_trip_seconds",
                 "Round trip to a peer, the last one measured",
             ),
-            mesh_refused: new(
+            mesh_refused: each(
                 registry,
                 "mesh_refused",
                 "Attempts to enter the mesh that failed",
+                MeshRefusal::ALL
+                    .iter()
+                    .map(|&cause| MeshRefusalLabels { cause }),
             ),
             certificate_expires_seconds: new(
                 registry,

@@ -197,12 +197,14 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Returns when a sink's task has ended by itself, which is a bug of ours: the node should end.
+    /// Returns when a sink's task has panicked, which is a bug of ours: the node should end.
     pub async fn failed(&mut self) {
-        match self.tasks.join_next().await {
-            Some(_) => {}
-            None => std::future::pending().await,
+        while let Some(ended) = self.tasks.join_next().await {
+            if ended.is_err() {
+                return;
+            }
         }
+        std::future::pending().await
     }
 
     /// Takes nothing more, answers what waits with [`Outcome::Again`], and finishes what was begun,
@@ -308,4 +310,96 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&'static str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::testing::trace;
+    use prometheus_client::registry::Registry;
+    use std::fs;
+
+    fn start_in(
+        directory: &Path,
+        configs: &[SinkConfig],
+    ) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
+        let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
+        let metrics = Metrics::register(&mut Registry::default());
+        start(configs, &directory.join("dead-letters"), &clock, &metrics)
+    }
+
+    fn otlp() -> SinkConfig {
+        SinkConfig::Otlp {
+            endpoint: "http://127.0.0.1:1".into(),
+            compression: Compression::Zstd,
+            headers: BTreeMap::new(),
+            request_bytes_max: 3 << 20,
+            queue_bytes_max: 1 << 20,
+        }
+    }
+
+    fn file(path: &Path) -> SinkConfig {
+        SinkConfig::File { path: path.into() }
+    }
+
+    #[tokio::test]
+    async fn sinks_are_named_by_kind_and_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let configs = [
+            otlp(),
+            file(&path("a")),
+            SinkConfig::Stdout,
+            otlp(),
+            file(&path("b")),
+        ];
+        let (sinks, workers) = start_in(directory.path(), &configs).unwrap();
+        let names: Vec<_> = sinks.iter().map(|sink| sink.name()).collect();
+        assert_eq!(names, ["otlp", "file", "stdout", "otlp-2", "file-2"]);
+        workers.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn one_file_for_two_sinks_starts_neither() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("traces.jsonl");
+        let error = start_in(directory.path(), &[file(&path), file(&path)])
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("traces.jsonl"), "{error}");
+        start_in(directory.path(), &[file(&path)])
+            .unwrap()
+            .1
+            .shutdown()
+            .await;
+    }
+
+    #[tokio::test]
+    async fn missing_directory_is_an_error_that_names_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/traces.jsonl");
+        let error = start_in(directory.path(), &[file(&path)]).err().unwrap();
+        assert!(
+            error.to_string().contains("missing/traces.jsonl"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_in_the_file_and_nothing_is_taken_after_a_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("traces.jsonl");
+        let (sinks, workers) = start_in(directory.path(), &[file(&path)]).unwrap();
+        for n in 1..=3 {
+            let outcome = sinks[0].submit(trace(n, 2)).unwrap();
+            assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
+            assert_eq!(
+                fs::read_to_string(&path).unwrap().lines().count(),
+                usize::from(n)
+            );
+        }
+        workers.shutdown().await;
+        assert_eq!(sinks[0].submit(trace(4, 1)).unwrap_err(), QueueFull);
+        assert!(!directory.path().join("dead-letters").exists());
+    }
 }

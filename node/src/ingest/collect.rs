@@ -212,3 +212,127 @@ fn zstd_decoder() -> io::Result<ZstdDecoder<'static>> {
 fn too_large(bytes_max: usize, what: &str) -> Refusal {
     Refusal::TooLarge(format!("the request has more than {bytes_max} {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::intake::InFlight;
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 1 << 20;
+    const ENCODINGS: [Encoding; 3] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd];
+
+    fn collector(encoding: Encoding) -> Collector {
+        Collector::new(encoding, LIMIT, InFlight::new(2 * LIMIT).charge()).unwrap()
+    }
+
+    fn encode(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
+        match encoding {
+            Encoding::Identity => bytes.to_vec(),
+            Encoding::Gzip => {
+                let level = flate2::Compression::fast();
+                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), level);
+                gzip.write_all(bytes).unwrap();
+                gzip.finish().unwrap()
+            }
+            Encoding::Zstd => zstd::encode_all(bytes, 0).unwrap(),
+        }
+    }
+
+    #[test]
+    fn bomb_stops_at_the_limit_with_flat_memory() {
+        let bomb = vec![0; 64 * LIMIT];
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let mut collector = collector(encoding);
+            let encoded = encode(encoding, &bomb);
+            let refused = encoded
+                .chunks(1000)
+                .find_map(|piece| collector.push(piece).err());
+            assert!(
+                matches!(refused, Some(Refusal::TooLarge(_))),
+                "{encoding:?}"
+            );
+            let output = match &collector.decoder {
+                Decoder::Identity(output) => output,
+                Decoder::Gzip(gzip) => gzip.get_ref(),
+                Decoder::Zstd(zstd) => zstd.writer(),
+            };
+            assert!(
+                output.bytes.capacity() <= LIMIT,
+                "{}",
+                output.bytes.capacity()
+            );
+        }
+    }
+
+    #[test]
+    fn several_members_and_frames_are_one_request() {
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let mut collector = collector(encoding);
+            collector.push(&encode(encoding, b"one ")).unwrap();
+            collector.push(&encode(encoding, b"two")).unwrap();
+            assert_eq!(collector.finish().unwrap().bytes, "one two");
+        }
+    }
+
+    #[test]
+    fn announced_length_is_not_believed_beyond_a_bound() {
+        let mut collector = Collector::new(
+            Encoding::Identity,
+            usize::MAX,
+            InFlight::new(LIMIT).charge(),
+        )
+        .unwrap();
+        collector.expect(usize::MAX).unwrap();
+        let Decoder::Identity(output) = &collector.decoder else {
+            panic!("not compressed")
+        };
+        assert!(output.bytes.capacity() <= BELIEVED_BYTES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_give_the_same_bytes(
+            bytes in prop::collection::vec(any::<u8>(), 0..5000),
+            repeated in 1..50_usize,
+            piece in 1..700_usize,
+        ) {
+            let bytes = bytes.repeat(repeated);
+            for encoding in ENCODINGS {
+                let in_flight = InFlight::new(LIMIT);
+                let mut collector =
+                    Collector::new(encoding, LIMIT, in_flight.charge()).unwrap();
+                for data in encode(encoding, &bytes).chunks(piece) {
+                    collector.push(data).unwrap();
+                }
+                let received = collector.finish().unwrap();
+                prop_assert_eq!(&received.bytes, &bytes);
+                prop_assert_eq!(in_flight.bytes(), bytes.len());
+                drop(received);
+                prop_assert_eq!(in_flight.bytes(), 0);
+            }
+        }
+
+        #[test]
+        fn damaged_data_is_refused_and_never_taken_for_another_request(
+            bytes in prop::collection::vec(any::<u8>(), 100..1000),
+            at in any::<prop::sample::Index>(),
+            flip in 1..=u8::MAX,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            for encoding in [Encoding::Gzip, Encoding::Zstd] {
+                let mut encoded = encode(encoding, &bytes);
+                encoded.truncate(cut.index(encoded.len()));
+                let mut short = collector(encoding);
+                let taken = short.push(&encoded).and_then(|()| short.finish());
+                prop_assert!(taken.is_err() || encoded.is_empty());
+
+                let mut encoded = encode(encoding, &bytes);
+                let at = at.index(encoded.len());
+                encoded[at] ^= flip;
+                let mut odd = collector(encoding);
+                let _ = odd.push(&encoded).and_then(|()| odd.finish());
+            }
+        }
+    }
+}

@@ -22,6 +22,7 @@ use hyper::body::{Body as HttpBody, Incoming};
 use hyper::{Request, Response};
 use std::convert::Infallible;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
@@ -30,6 +31,8 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service;
 
 const TRACE_SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
+/// What health is told of: the whole server, and the one service.
+const SERVICES: [&str; 2] = ["", TRACE_SERVICE];
 pub(super) const TRACE_EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const OTHER_SIGNALS: [&str; 3] = [
     "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
@@ -44,18 +47,25 @@ const ACCEPTED_ENCODINGS: HeaderValue = HeaderValue::from_static("gzip,zstd,iden
 
 pub(super) type Health = HealthServer<HealthService>;
 
-/// The health service, already right, and the future that keeps it so.
+/// The health service, already right, and the future that keeps it so. At `drain` it ends the
+/// streams of those who watch, which would keep their connections open otherwise.
 pub(super) async fn health(
     mut admission: watch::Receiver<Admission>,
+    drain: CancellationToken,
 ) -> (Health, impl Future<Output = ()> + Send) {
-    let reporter = HealthReporter::new();
+    let mut reporter = HealthReporter::new();
     let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
     let now = *admission.borrow_and_update();
     report(&reporter, now).await;
     let follow = async move {
-        while admission.changed().await.is_ok() {
+        while let Some(Ok(())) = drain.run_until_cancelled(admission.changed()).await {
             let now = *admission.borrow_and_update();
             report(&reporter, now).await;
+        }
+        drain.cancelled().await;
+        report(&reporter, Admission::Leaving).await;
+        for service in SERVICES {
+            reporter.clear_service_status(service).await;
         }
     };
     (health, follow)
@@ -66,7 +76,7 @@ async fn report(reporter: &HealthReporter, admission: Admission) {
         Admission::Serving => ServingStatus::Serving,
         Admission::Joining | Admission::Leaving => ServingStatus::NotServing,
     };
-    for service in ["", TRACE_SERVICE] {
+    for service in SERVICES {
         reporter.set_service_status(service, status).await;
     }
 }
@@ -140,7 +150,7 @@ fn is_grpc(content_type: &[u8]) -> bool {
         || media_type.eq_ignore_ascii_case(b"application/grpc+proto")
 }
 
-async fn export<E, B>(intake: &Intake<E>, request: Request<B>) -> Response<Body>
+pub(super) async fn export<E, B>(intake: &Intake<E>, request: Request<B>) -> Response<Body>
 where
     E: Export,
     B: HttpBody<Data = Bytes> + Unpin,

@@ -60,7 +60,7 @@ pub(super) fn service<E: Export>(
     })
 }
 
-async fn respond<E, B>(intake: &Intake<E>, request: Request<B>) -> Answer
+pub(super) async fn respond<E, B>(intake: &Intake<E>, request: Request<B>) -> Answer
 where
     E: Export,
     B: Body<Data = Bytes> + Unpin,

@@ -24,6 +24,7 @@ pub(super) const READ_MAX: Duration = Duration::from_secs(20);
 /// Clients are asked to wait one of 1, 2, … so many seconds, in turn, so that they do not all come
 /// back at once.
 const RETRY_SECONDS_MAX: u32 = 5;
+const IN_FLIGHT_FULL: &str = "too many bytes of requests wait to be acknowledged";
 
 /// The bytes of requests that are being read or are not answered yet.
 #[derive(Debug)]
@@ -46,6 +47,14 @@ impl InFlight {
     /// Bytes now.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
+    }
+
+    /// A charge of nothing yet.
+    pub(super) fn charge(self: &Arc<Self>) -> Charge {
+        Charge {
+            in_flight: self.clone(),
+            bytes: 0,
+        }
     }
 
     /// Asks a client to come back, each after another time.
@@ -71,7 +80,7 @@ impl Charge {
         let before = self.in_flight.bytes.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) > self.in_flight.bytes_max {
             self.in_flight.bytes.fetch_sub(bytes, Relaxed);
-            return Err(self.later("too many bytes are waiting to be held"));
+            return Err(self.later(IN_FLIGHT_FULL));
         }
         self.bytes += bytes;
         Ok(())
@@ -79,10 +88,7 @@ impl Charge {
 
     /// Another charge, of nothing yet.
     pub(super) fn nothing(&self) -> Self {
-        Self {
-            in_flight: self.in_flight.clone(),
-            bytes: 0,
-        }
+        self.in_flight.charge()
     }
 
     /// Asks the client to come back.
@@ -137,12 +143,10 @@ impl<E: Export> Intake<E> {
             Admission::Joining => return Err(self.in_flight.later("the node is still joining")),
             Admission::Serving | Admission::Leaving => {}
         }
-        let mut charge = Charge {
-            in_flight: self.in_flight.clone(),
-            bytes: 0,
-        };
-        charge.add(0)?;
-        Ok(charge)
+        if self.in_flight.bytes() >= self.in_flight.bytes_max {
+            return Err(self.in_flight.later(IN_FLIGHT_FULL));
+        }
+        Ok(self.in_flight.charge())
     }
 
     /// Collects the bytes of a request that was let in.
@@ -205,7 +209,7 @@ impl<E: Export> Intake<E> {
             }
             Ok(Err(refusal)) => Err(refusal),
             Err(_) => {
-                tracing::error!(reason = %Reason::Poison, "a request made this node panic");
+                tracing::error!(reason = %Reason::Syntax, "a request made this node panic");
                 Err(Refusal::Malformed("the request made the node fail".into()))
             }
         }

@@ -14,6 +14,9 @@ macro_rules! label {
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
+            /// Every variant, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
             /// The value of the label.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
@@ -50,11 +53,11 @@ label! {
         Ids = "ids",
         /// The request is too large, before or after decompression (refused).
         Size = "size",
-        /// The request is no valid protobuf, JSON or compressed data (refused).
+        /// The request is no valid protobuf, JSON or compressed data, or made the node fail (refused).
         Syntax = "syntax",
         /// Every sink refused it for good (dropped).
         Sink = "sink",
-        /// It makes whoever opens it panic (refused or dropped).
+        /// Its trace makes whoever opens it panic (dropped).
         Poison = "poison",
     }
 }

@@ -85,12 +85,8 @@ mod tests {
     fn figures_of_this_process_are_plausible() {
         assert!(cpu_seconds().unwrap() < 3600.0);
         assert!((1 << 20..1 << 36).contains(&resident_bytes().unwrap()));
-        let before = open_files().unwrap();
-        let file = fs::File::open("/proc/self/stat").unwrap();
-        let opened = open_files().unwrap();
-        drop(file);
         assert!(
-            opened > 2 && before > 2,
+            open_files().unwrap() >= 3,
             "stdin, stdout and stderr at least"
         );
     }

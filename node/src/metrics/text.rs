@@ -49,9 +49,160 @@ pub fn counters(registry: &Registry) -> Result<BTreeMap<String, u64>, fmt::Error
     let values = samples.filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let name = series.split('{').next().unwrap_or(series);
-        let value: f64 = value.parse().ok().filter(|_| name.ends_with("_total"))?;
+        let value = whole(value).filter(|_| name.ends_with("_total"))?;
         let series = series.strip_prefix("tracemesh_").unwrap_or(series);
-        Some((series.to_owned(), value as u64))
+        Some((series.to_owned(), value))
     });
     Ok(values.collect())
+}
+
+/// The whole part of a value that is never negative.
+fn whole(value: &str) -> Option<u64> {
+    value.split('.').next().unwrap_or(value).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{
+        Answer, Direction, DirectionLabels, HashLabels, Metrics, PeerLabels, Protocol, Reason,
+        ReasonLabels, Role, RoleLabels, registry, show_hash,
+    };
+
+    fn registered() -> (Registry, Metrics) {
+        let mut registry = registry();
+        let metrics = Metrics::register(&mut registry);
+        (registry, metrics)
+    }
+
+    /// The names that the documentation promises.
+    const NAMES: &str = "spans_accepted_total spans_accepted_without_replica_total \
+        spans_unacknowledged_total spans_refused_total spans_rerouted_total \
+        spans_redelivered_total spans_repaired_total spans_exported_total spans_late_total \
+        spans_dropped_total spans_exported_again_possible_total spans_held \
+        traces_forgotten_early_total traces_decided_total traces_in_parts_total \
+        acknowledge_seconds decide_delay_seconds members view_info config_info slots \
+        view_changes_total hop_bytes_total peer_round_trip_seconds mesh_refused_total memory_bytes \
+        memory_budget_bytes unreplicated_spans oldest_held_seconds remembered_seconds \
+        certificate_expires_seconds requests_total";
+
+    #[test]
+    fn every_promised_metric_is_there_with_help_and_type() {
+        let (registry, metrics) = registered();
+        // What is told by peer or by hash is there once there is one.
+        let peer = PeerLabels { peer: "a".into() };
+        metrics.route.rerouted.get_or_create(&peer).inc();
+        metrics
+            .cluster
+            .peer_round_trip_seconds
+            .get_or_create(&peer)
+            .set(0.1);
+        show_hash(&metrics.cluster.view, "aa");
+        show_hash(&metrics.cluster.config, "bb");
+        let text = classic(&registry).unwrap();
+        for name in NAMES.split_ascii_whitespace() {
+            for kind in ["HELP", "TYPE"] {
+                let line = format!("# {kind} tracemesh_{name} ");
+                assert_eq!(text.matches(&line).count(), 1, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_formats_have_the_same_samples() {
+        let (registry, metrics) = registered();
+        metrics.route.accepted.inc_by(7);
+        metrics
+            .trace
+            .held
+            .get_or_create(&RoleLabels {
+                role: Role::StandIn,
+            })
+            .set(3);
+        let labels = PeerLabels {
+            peer: "a \"quoted\" # name".into(),
+        };
+        metrics
+            .cluster
+            .peer_round_trip_seconds
+            .get_or_create(&labels)
+            .set(0.25);
+        metrics.ingest.acknowledge_seconds.observe(0.004);
+        let samples = |text: String| -> Vec<String> {
+            let of_process = |line: &str| line.starts_with("tracemesh_process");
+            let lines = text
+                .lines()
+                .filter(|line| !line.starts_with('#') && !of_process(line));
+            lines.map(str::to_owned).collect()
+        };
+        let classic_samples = samples(classic(&registry).unwrap());
+        assert_eq!(classic_samples, samples(open_metrics(&registry).unwrap()));
+        assert!(classic_samples.contains(&"tracemesh_spans_held{role=\"stand_in\"} 3".to_owned()));
+    }
+
+    #[test]
+    fn older_format_names_counters_as_they_are_sampled_and_has_no_end_mark() {
+        let (registry, metrics) = registered();
+        metrics.route.accepted.inc();
+        let text = classic(&registry).unwrap();
+        let lines = "# HELP tracemesh_spans_accepted_total Spans of requests that succeeded.\n\
+                     # TYPE tracemesh_spans_accepted_total counter\n\
+                     tracemesh_spans_accepted_total 1\n";
+        assert!(text.contains(lines), "{text}");
+        assert!(!text.contains("EOF"));
+        assert!(open_metrics(&registry).unwrap().ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn counters_are_found_by_name_and_labels() {
+        let (registry, metrics) = registered();
+        metrics.trace.exported.inc_by(u64::MAX - 1);
+        metrics
+            .ingest
+            .count(Protocol::Http, Answer::Malformed, Some(Reason::Syntax));
+        metrics
+            .route
+            .refused
+            .get_or_create(&ReasonLabels {
+                reason: Reason::Ids,
+            })
+            .inc_by(2);
+        let sent = DirectionLabels {
+            direction: Direction::Sent,
+        };
+        metrics.cluster.hop_bytes.get_or_create(&sent).inc_by(9);
+        metrics.memory.memory_bytes.set(5);
+        let counters = counters(&registry).unwrap();
+        for (name, value) in [
+            ("spans_exported_total", u64::MAX - 1),
+            ("requests_total{protocol=\"http\",answer=\"malformed\"}", 1),
+            ("spans_refused_total{reason=\"syntax\"}", 1),
+            ("spans_refused_total{reason=\"ids\"}", 2),
+            ("hop_bytes_total{direction=\"sent\"}", 9),
+            ("spans_accepted_total", 0),
+        ] {
+            assert_eq!(counters.get(name), Some(&value), "{name}");
+        }
+        assert!(counters.keys().all(|name| !name.contains("memory_bytes")));
+    }
+
+    #[test]
+    fn one_hash_is_shown_at_a_time() {
+        let (registry, metrics) = registered();
+        show_hash(&metrics.cluster.view, "aa");
+        show_hash(&metrics.cluster.view, "bb");
+        let shown = |hash: &str| {
+            metrics
+                .cluster
+                .view
+                .get(&HashLabels { hash: hash.into() })
+                .is_some()
+        };
+        assert!(!shown("aa") && shown("bb"));
+        let text = classic(&registry).unwrap();
+        assert!(
+            text.contains("tracemesh_view_info{hash=\"bb\"} 1\n"),
+            "{text}"
+        );
+    }
 }

@@ -245,7 +245,7 @@ mod tests {
             ("{}\n{", "{}\n"),
             ("{\"a\":1", ""),
             (&format!("{{}}\n{long}"), "{}\n"),
-            (&format!("{{}}\n\0\0\0"), "{}\n"),
+            ("{}\n\0\0\0", "{}\n"),
             (&long, ""),
         ] {
             fs::write(&path, before).unwrap();

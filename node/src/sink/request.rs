@@ -66,21 +66,29 @@ impl Room {
 
 /// Encodes attempts: as one request when they fit into it, else as several, cut span by span.
 pub(super) fn encode(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
-    let chunks = || attempts.iter().flat_map(|attempt| &attempt.chunks);
     let mut room = Room::new(bytes_max);
     if attempts.iter().all(|attempt| room.take(attempt)) {
-        let mut plan = Plan::default();
-        chunks().for_each(|chunk| plan.add(&chunk.scope, &chunk.spans));
-        return vec![plan.encode()];
+        return vec![encode_whole(attempts)];
     }
-    split(chunks(), bytes_max)
+    split(attempts, bytes_max)
 }
 
-fn split<'a>(chunks: impl Iterator<Item = &'a Chunk>, bytes_max: usize) -> Vec<Bytes> {
+/// Encodes attempts as one request, whatever its size.
+pub(super) fn encode_whole(attempts: &[Arc<Attempt>]) -> Bytes {
+    let mut plan = Plan::default();
+    chunks(attempts).for_each(|chunk| plan.add(&chunk.scope, &chunk.spans));
+    plan.encode()
+}
+
+fn chunks(attempts: &[Arc<Attempt>]) -> impl Iterator<Item = &Chunk> {
+    attempts.iter().flat_map(|attempt| &attempt.chunks)
+}
+
+fn split(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
     let mut requests = Vec::new();
     let mut plan = Plan::default();
     let mut room = Room::new(bytes_max);
-    for chunk in chunks {
+    for chunk in chunks(attempts) {
         for span in Spans(&chunk.spans) {
             if !room.take_spans(&chunk.scope, span.len()) && !plan.resources.is_empty() {
                 requests.push(std::mem::take(&mut plan).encode());
@@ -373,7 +381,7 @@ mod tests {
     fn trace_over_the_size_is_split_into_full_requests() {
         let scope = scope(&resource(0), 0);
         let attempt = attempt(1, vec![(scope, spans(1, 1, 1000, 100))]);
-        let requests = encode(&[attempt.clone()], 10_000);
+        let requests = encode(std::slice::from_ref(&attempt), 10_000);
         let total: usize = requests.iter().map(Bytes::len).sum();
         assert!(requests.len() > 10 && requests.len() <= total / 9_000 + 1);
         assert_eq!(span_ids(&requests), span_ids(&[raw(&attempt).into()]));

@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::Mutex;
 use std::time::SystemTime;
 use tokio::io::AsyncReadExt;
@@ -414,9 +415,12 @@ async fn giant_trace_is_split_over_requests_and_acknowledged_once_all_are() {
         .zip([1, 1001])
         .map(|(s, first)| (s.clone(), spans(1, first, 300, 50)));
     let giant = attempt(1, chunks.collect());
-    assert_eq!(rig.export(&[giant.clone()]).await, [Outcome::AGAIN]);
+    assert_eq!(rig.export(slice::from_ref(&giant)).await, [Outcome::AGAIN]);
     assert_eq!((server.requests().len(), rig.metrics.spans.get()), (3, 0));
-    assert_eq!(rig.export(&[giant.clone()]).await, [Outcome::Acknowledged]);
+    assert_eq!(
+        rig.export(slice::from_ref(&giant)).await,
+        [Outcome::Acknowledged]
+    );
     let requests = server.requests().split_off(3);
     assert!(requests.len() > 5 && requests.iter().all(|request| request.len() <= 10_000));
     assert_eq!(span_ids(&requests), span_ids(&encoded(&[giant])));
