@@ -43,16 +43,16 @@ const CONFINED: [(&str, &str, &[&str]); 3] = [
     (
         "quinn",
         "",
-        &[
-            "transport/src/endpoint.rs",
-            "transport/src/lib.rs",
-            "transport/src/tls.rs",
-        ],
+        &["transport/src/connection.rs", "transport/src/endpoint.rs"],
     ),
     (
         "rustls",
         "transport/",
-        &["transport/src/endpoint.rs", "transport/src/tls.rs"],
+        &[
+            "transport/src/connection.rs",
+            "transport/src/endpoint.rs",
+            "transport/src/tls.rs",
+        ],
     ),
 ];
 
@@ -395,12 +395,14 @@ fn lines_fit_beside_each_other() {
     );
 }
 
+/// Whether the file is no test by its place.
+fn is_product(path: &str) -> bool {
+    path.contains("/src/") && !path.ends_with("/tests.rs")
+}
+
 fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (path, text) in tree
-        .with_ending(".rs")
-        .filter(|(path, _)| path.contains("/src/"))
-    {
+    for (path, text) in tree.with_ending(".rs").filter(|(path, _)| is_product(path)) {
         let lines: Vec<&str> = text.lines().collect();
         let tests = lines.windows(2).position(|pair| {
             pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{')
@@ -530,4 +532,14 @@ fn words_mean_something() {
     assert_caught(&strange_words(&note), "node/src/a.rs:1");
     let name = Tree::planted([("node/src/a.rs", "\npub struct PeerManager {\n")]);
     assert_caught(&strange_words(&name), "node/src/a.rs:2: `PeerManager`");
+}
+
+#[test]
+fn readme_lists_every_key_of_the_configuration() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap_or_default();
+    let table = tracemesh::config::reference_table();
+    assert!(
+        readme.contains(&table),
+        "README.md: put this in the place of its table of keys:\n\n{table}"
+    );
 }

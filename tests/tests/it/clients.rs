@@ -21,7 +21,8 @@ const TRACE_COUNT: usize = 200;
 fn generate(host: &Host, telemetrygen: &PathBuf, address: &str) {
     let mut command = Command::new(telemetrygen);
     command.args(["traces", "--otlp-endpoint", address, "--otlp-insecure"]);
-    command.args(["--traces", &TRACE_COUNT.to_string()]);
+    // Its own default is one span a second.
+    command.args(["--rate", "0", "--traces", &TRACE_COUNT.to_string()]);
     command.args(["--child-spans", &(SPANS_OF_A_TRACE - 1).to_string()]);
     Program::run("telemetrygen", host.path(), &mut command).succeeded();
 }

@@ -6,8 +6,11 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use tracemesh_tests::host::Host;
 use tracemesh_tests::node::{Node, Settings};
+use tracemesh_tests::ports::claim_base_port;
+use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
 use tracemesh_tests::{http, traces};
 
@@ -111,6 +114,35 @@ fn every_trace_meets_on_one_owner_under_an_authority_of_ones_own() {
     }
     let nodes = start(&patient(settings));
     assert_every_trace_meets_on_one_owner(&nodes);
+}
+
+/// The load command of the product, which verifies what comes out and fails when something is amiss.
+fn load(host: &Host, nodes: &[Node]) -> Command {
+    let mut command = Command::new(host.program());
+    command.args(["load", "--spans", "24000", "--json"]);
+    nodes.iter().for_each(|node| drop(command.args(["--target", &node.grpc_url()])));
+    command
+}
+
+#[test]
+fn load_finds_every_trace_once_and_whole_in_the_files_of_the_nodes() {
+    let host = host();
+    let nodes = start(&patient(host.nodes(&["a", "b", "c"])));
+    let mut command = load(&host, &nodes);
+    nodes.iter().for_each(|node| drop(command.arg("--verify-file").arg(node.trace_file())));
+    Program::run("load", host.path(), &mut command).succeeded();
+}
+
+#[test]
+fn load_finds_every_trace_once_and_whole_at_an_otlp_sink() {
+    let host = host();
+    let sink = format!("127.0.0.1:{}", claim_base_port());
+    let sinks = json!([{ "otlp": { "endpoint": format!("http://{sink}") } }]);
+    let settings = patient(host.nodes(&["a", "b", "c"]));
+    let settings = settings.into_iter().map(|node| node.with("sinks", sinks.clone()));
+    let nodes = start(&settings.collect::<Vec<_>>());
+    let mut command = load(&host, &nodes);
+    Program::run("load", host.path(), command.args(["--listen", &sink])).succeeded();
 }
 
 /// When a certificate is valid.
