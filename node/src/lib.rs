@@ -19,7 +19,6 @@ pub mod node;
 pub mod process;
 pub mod reach;
 pub mod route;
-pub mod metrics;
 pub mod scan;
 pub mod shard;
 pub mod sink;
