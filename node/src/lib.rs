@@ -1,5 +1,6 @@
 //! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
 
+pub mod command;
 pub mod config;
 pub mod ingest;
 pub mod sink;
