@@ -66,7 +66,7 @@ const REQUESTS_IN_FLIGHT_AT_RATE: usize = 400;
 Example: three nodes on this host whose sink is `--sink otlp=http://127.0.0.1:4327`
   tracemesh load --target http://127.0.0.1:4317 --target http://127.0.0.1:5317 \\
       --target http://127.0.0.1:6317 --listen 127.0.0.1:4327 --spans 200000")]
-pub struct Arguments {
+pub(super) struct Arguments {
     /// OTLP gRPC address of a node, as http://HOST:PORT; repeat for several
     #[arg(long = "target", value_name = "URL", value_parser = target)]
     #[arg(default_value = "http://127.0.0.1:4317")]
@@ -140,7 +140,7 @@ pub struct Arguments {
 
 /// Compression of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Compression {
+pub(super) enum Compression {
     /// As they are.
     None,
     /// `grpc-encoding: gzip`.
@@ -187,7 +187,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// When a line cannot be printed, or a file that is followed cannot be read any more.
-pub async fn load(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub(super) async fn load(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (interrupt, mut interrupts) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Runs a node until SIGTERM or SIGINT; a second one of either stops it at once.
-pub async fn run(config: Config) -> anyhow::Result<Exit> {
+pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
     start_log(config.log);
     if config.cluster.is_for_development() {
         tracing::warn!(

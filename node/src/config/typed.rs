@@ -36,15 +36,25 @@ pub(super) fn read(
     flags: &Flags,
     errors: &mut Vec<ConfigError>,
 ) -> Typed {
-    let mut typed = Typed { values: defaults(|path| !path.starts_with("sinks.")), sinks: None };
+    let mut typed = Typed {
+        values: defaults(|path| !path.starts_with("sinks.")),
+        sinks: None,
+    };
     let mut reader = Reader { variables, errors };
     match file {
-        Some(Node { content: Content::Map(entries), .. }) => {
-            for Entry { key, origin, node } in reader.distinct("", entries) {
-                reader.entry(&mut typed, key, origin, node);
+        Some(Node {
+            content: Content::Map(entries),
+            ..
+        }) => {
+            for (path, Entry { origin, node, .. }) in reader.nested("", entries) {
+                reader.entry(&mut typed, &path, origin, node);
             }
         }
-        None | Some(Node { content: Content::Nothing, .. }) => {}
+        None
+        | Some(Node {
+            content: Content::Nothing,
+            ..
+        }) => {}
         Some(root) => reader.bad_shape("", root, "mapping of keys", "lines such as `node:`"),
     }
     for (name, text) in variables {
@@ -78,7 +88,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error(&mut self, origin: &Origin, path: &str, problem: Problem) {
-        self.errors.push(ConfigError { origin: origin.clone(), path: path.to_owned(), problem });
+        self.errors.push(ConfigError {
+            origin: origin.clone(),
+            path: path.to_owned(),
+            problem,
+        });
     }
 
     fn bad_shape(&mut self, path: &str, node: &Node, kind: &'static str, expected: &str) {
@@ -88,7 +102,11 @@ impl Reader<'_> {
             Content::List(_) => "a list".to_owned(),
             Content::Map(_) => "a mapping".to_owned(),
         };
-        let problem = Problem::BadValue { value, kind, expected: expected.to_owned() };
+        let problem = Problem::BadValue {
+            value,
+            kind,
+            expected: expected.to_owned(),
+        };
         self.error(&node.origin, path, problem);
     }
 
@@ -103,12 +121,31 @@ impl Reader<'_> {
                     distinct.push(entry);
                 }
                 Some(&first) => {
-                    let problem = Problem::Twice { first: first.clone() };
+                    let problem = Problem::Twice {
+                        first: first.clone(),
+                    };
                     self.error(&entry.origin, &join(section, &entry.key), problem);
                 }
             }
         }
         distinct
+    }
+
+    /// The entries of a section, each with its path. A dot is for people: in the file, keys are
+    /// nested.
+    fn nested<'n>(&mut self, section: &str, entries: &'n [Entry]) -> Vec<(String, &'n Entry)> {
+        let mut nested = Vec::with_capacity(entries.len());
+        for entry in self.distinct(section, entries) {
+            let path = join(section, &entry.key);
+            match entry.key.split_once('.') {
+                None => nested.push((path, entry)),
+                Some((outer, inner)) => {
+                    let why = format!("a key with a dot; expected {inner} inside of {outer}");
+                    self.error(&entry.origin, &path, Problem::Syntax(why));
+                }
+            }
+        }
+        nested
     }
 
     /// A value at the top of a layer.
@@ -136,8 +173,8 @@ impl Reader<'_> {
             Found::Section => match &node.content {
                 Content::Nothing => {}
                 Content::Map(entries) => {
-                    for Entry { key, origin, node } in self.distinct(path, entries) {
-                        self.value(values, &join(path, key), origin, node);
+                    for (path, Entry { origin, node, .. }) in self.nested(path, entries) {
+                        self.value(values, &path, origin, node);
                     }
                 }
                 _ => self.bad_shape(path, node, "mapping", "its keys, one a line and indented"),
@@ -147,12 +184,11 @@ impl Reader<'_> {
                 self.error(origin, path, problem);
             }
             Found::Unknown { nearest } => {
-                let is_variable = matches!(origin, Origin::Variable(_));
-                let as_typed = |path: String| match is_variable {
-                    true => keys::variable_of_path(&path),
-                    false => path,
+                let nearest = match origin {
+                    Origin::Variable(_) => nearest.map(keys::variable_of_path),
+                    _ => nearest.map(str::to_owned),
                 };
-                let problem = Problem::UnknownKey { nearest: nearest.map(as_typed) };
+                let problem = Problem::UnknownKey { nearest };
                 self.error(origin, path, problem);
             }
         }
@@ -160,12 +196,19 @@ impl Reader<'_> {
 
     fn parsed(&mut self, key: &Key, node: &Node) -> Option<Value> {
         let value = self.parsed_as(key.path, key.kind, node)?;
-        let Some((least, most)) = key.range else { return Some(value) };
-        if key.kind.parse(least) <= Some(value.clone()) && Some(&value) <= key.kind.parse(most).as_ref()
+        let Some((least, most)) = key.range else {
+            return Some(value);
+        };
+        if key.kind.parse(least) <= Some(value.clone())
+            && Some(&value) <= key.kind.parse(most).as_ref()
         {
             return Some(value);
         }
-        let problem = Problem::OutOfRange { value: value.to_string(), least, most };
+        let problem = Problem::OutOfRange {
+            value: value.to_string(),
+            least,
+            most,
+        };
         self.error(&node.origin, key.path, problem);
         None
     }
@@ -189,8 +232,17 @@ impl Reader<'_> {
                 value
             }
             (Content::List(nodes), Kind::List(item)) => {
-                let items = nodes.iter().map(|node| self.parsed_as(path, *item, node));
-                items.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Value::List)
+                let items = nodes.iter().map(|node| {
+                    if matches!(node.content, Content::Nothing) {
+                        self.bad_shape(path, node, item.name(), &item.expected());
+                    }
+                    self.parsed_as(path, *item, node)
+                });
+                items
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .collect::<Option<_>>()
+                    .map(Value::List)
             }
             (Content::Map(entries), Kind::Texts) => {
                 let entries = self.distinct(path, entries);
@@ -202,7 +254,11 @@ impl Reader<'_> {
                     };
                     Some((key.clone(), self.substituted(&path, &node.origin, text)?))
                 });
-                texts.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Value::Texts)
+                texts
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .collect::<Option<_>>()
+                    .map(Value::Texts)
             }
             _ => {
                 self.bad_shape(path, node, kind.name(), &kind.expected());
@@ -244,8 +300,13 @@ impl Reader<'_> {
             }
             Content::Text(text) => {
                 let text = self.substituted("sinks", &node.origin, text)?;
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                items.map(|item| Node::text(node.origin.clone(), item)).collect()
+                let items = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty());
+                items
+                    .map(|item| Node::text(node.origin.clone(), item))
+                    .collect()
             }
             Content::Map(_) => {
                 self.bad_shape("sinks", node, "list", "lines such as `- stdout: {}`");
@@ -270,10 +331,16 @@ impl Reader<'_> {
             }
         };
         let path = join("sinks", &entry.key);
-        let kind = SinkKind::ALL.into_iter().find(|kind| kind.section() == path);
+        let kind = SinkKind::ALL
+            .into_iter()
+            .find(|kind| kind.section() == path);
         let mut values = defaults(|key| kind.is_some() && keys::is_within(key, &path));
         self.value(&mut values, &path, &entry.origin, &entry.node);
-        Some(TypedSink { origin: entry.origin.clone(), kind: kind?, values })
+        Some(TypedSink {
+            origin: entry.origin.clone(),
+            kind: kind?,
+            values,
+        })
     }
 }
 
@@ -285,10 +352,21 @@ impl Entry {
         let key = if kind == "file" { "path" } else { "endpoint" };
         let content = argument.map_or(Content::Nothing, |argument| {
             let node = Node::text(origin.clone(), argument);
-            Content::Map(vec![Self { key: key.to_owned(), origin: origin.clone(), node }])
+            Content::Map(vec![Self {
+                key: key.to_owned(),
+                origin: origin.clone(),
+                node,
+            }])
         });
-        let node = Node { origin: origin.clone(), content };
-        Self { key: kind.to_owned(), origin: origin.clone(), node }
+        let node = Node {
+            origin: origin.clone(),
+            content,
+        };
+        Self {
+            key: kind.to_owned(),
+            origin: origin.clone(),
+            node,
+        }
     }
 }
 
