@@ -220,6 +220,8 @@ pub struct TraceMetrics {
     pub exported: Counter,
     /// `spans_late_total`: of these, in an attempt that began when a part of the trace was done.
     pub late: Counter,
+    /// `spans_sampled_out_total`: done because of their trace's verdict.
+    pub sampled_out: Counter,
     /// `spans_dropped_total{reason}`: done without being exported.
     pub dropped: Family<ReasonLabels, Counter>,
     /// `spans_exported_again_possible_total{cause}`
@@ -264,6 +266,11 @@ impl TraceMetrics {
                 registry,
                 "spans_late",
                 "Exported spans that came when a part of their trace was done",
+            ),
+            sampled_out: new(
+                registry,
+                "spans_sampled_out",
+                "Spans that were not exported because of their trace's verdict",
             ),
             dropped: each(
                 registry,
@@ -372,9 +379,9 @@ impl ClusterMetrics {
                 registry,
                 "mesh_refused",
                 "Attempts to enter the mesh that failed",
-                MeshRefusal::ALL
+                tracemesh_transport::Refusal::ALL
                     .iter()
-                    .map(|&cause| MeshRefusalLabels { cause }),
+                    .map(|cause| MeshRefusalLabels { cause: cause.label() }),
             ),
             certificate_expires_seconds: new(
                 registry,

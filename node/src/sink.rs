@@ -1,21 +1,56 @@
 //! Where finished traces go.
 //!
-//! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md, D2).
-//! Each sink is one task with one queue, bounded in bytes ([`Sink::submit`] refuses what does not
-//! fit), and it answers every attempt that it took exactly once, within [`ATTEMPT_MAX`] of beginning
-//! it. It keeps nothing: the spans stay with their holders until the sink acknowledged them.
+//! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md,
+//! D2). Each sink is one task with one queue, bounded in bytes ([`Sink::submit`] refuses what does
+//! not fit). The invariant: it answers every attempt that it took exactly once, and within
+//! [`ATTEMPT_MAX`] of beginning it; an attempt that is dropped on the way answers
+//! [`Outcome::Again`]. A sink keeps nothing: the spans stay with their holders until it
+//! acknowledged them, so stopping one loses nothing.
+//!
+//! A bad trace costs that trace only: what makes encoding panic, or what a server refuses for good,
+//! is singled out of its request, written raw to the sink's dead-letter file, and refused.
+//!
+//! Nothing here retries, and nothing here knows who owns a trace.
+
+mod dead_letter;
+mod file;
+mod health;
+mod lines;
+mod metrics;
+mod otlp;
+mod queue;
+mod request;
+mod stdout;
+#[cfg(test)]
+mod testing;
+
+pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetterError, DeadLetters};
+pub use metrics::Metrics;
+pub(crate) use request::encode;
 
 use crate::spans::{Chunk, TraceId};
+use std::any::Any;
+use std::collections::{BTreeMap, btree_map};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// How long an attempt may last once a sink began to write it; less than `SETTLE_MAX`, so that an
 /// attempt in flight never outlasts the wait for calm.
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
+/// What the queue of a file or of stdout holds at most: as much as an OTLP sink's does by default.
+const LINES_QUEUE_BYTES_MAX: usize = 256 << 20;
+
 /// One trace on its way out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attempt {
     /// The trace.
     pub trace_id: TraceId,
@@ -41,6 +76,11 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Again, when the sink said nothing about when.
+    pub(crate) const AGAIN: Self = Self::Again { after: None };
+}
+
 /// The queue is full; nothing was taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue of the sink is full")]
@@ -48,9 +88,328 @@ pub struct QueueFull;
 
 /// One configured sink, as the owner of a trace sees it.
 pub trait Sink: Send + Sync {
-    /// The label in metrics and logs: `otlp`, `file`, `stdout`, with a number when there are several.
+    /// The label in metrics and logs: `otlp`, `file`, `stdout`; from the second of a kind on with a
+    /// number: `otlp-2`.
     fn name(&self) -> &str;
-    /// Queues an attempt and returns at once. The receiver yields the outcome; when it yields an
-    /// error the sink's task has ended, and nothing is known.
+    /// Queues an attempt and returns at once. The receiver yields the outcome; dropping it cancels
+    /// the attempt if the sink has not begun it. When it yields an error the sink's task has ended,
+    /// and nothing is known.
     fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull>;
+}
+
+/// One sink as configured. Not `Debug`: headers carry secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SinkConfig {
+    /// An OTLP server over gRPC.
+    Otlp {
+        /// `http://HOST:PORT`.
+        endpoint: String,
+        /// How requests are compressed.
+        compression: Compression,
+        /// Sent with each request.
+        headers: BTreeMap<String, String>,
+        /// Size of a request before compression; only a single span over it makes a larger one.
+        request_bytes_max: usize,
+        /// Bytes of spans that may wait for this sink or be on their way to it.
+        queue_bytes_max: usize,
+    },
+    /// OTLP JSON, a trace a line, appended to this file.
+    File {
+        /// Created if missing; its directory must exist.
+        path: PathBuf,
+    },
+    /// The same lines to standard output.
+    Stdout,
+}
+
+/// How an OTLP request is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// What every OTLP server understands; costs more than the rest of the export.
+    Gzip,
+    /// Cheap; a server that does not know it is sent uncompressed requests instead.
+    Zstd,
+}
+
+/// A sink cannot start; nothing was started. All are errors of the configuration or of its
+/// surroundings, so trying again helps only after somebody acted.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process, or another sink of this one, writes to the file.
+    #[error("sink {sink}: {path} is being written by another sink; a file has one writer")]
+    Locked {
+        /// The sink's name.
+        sink: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be opened for appending.
+    #[error("sink {sink}: cannot open {path}")]
+    Open {
+        /// The sink's name.
+        sink: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file holds something that is not JSON lines, so it is probably somebody else's.
+    #[error("sink {sink}: {path} does not begin with `{{`, so it holds no JSON lines")]
+    Foreign {
+        /// The sink's name.
+        sink: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The endpoint is no `http://HOST:PORT`.
+    #[error("sink {sink}: endpoint {endpoint} is not of the form http://HOST:PORT")]
+    Endpoint {
+        /// The sink's name.
+        sink: String,
+        /// As configured.
+        endpoint: String,
+    },
+    /// A header's name or value cannot be sent.
+    #[error("sink {sink}: header {header} is not valid in gRPC (its value is not shown)")]
+    Header {
+        /// The sink's name.
+        sink: String,
+        /// The header's name.
+        header: String,
+    },
+    /// Standard output is closed.
+    #[error("sink {sink}: cannot write to standard output")]
+    Stdout {
+        /// The sink's name.
+        sink: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Tells the wall-clock time, for what people read.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The tasks of the sinks. Dropping it ends them at once; attempts under way answer `Again`.
+pub struct Workers {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Workers {
+    /// Returns when a sink's task has panicked, which is a bug of ours: the node should end.
+    pub async fn failed(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if ended.is_err() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Takes nothing more, answers what waits with [`Outcome::Again`], and finishes what was begun,
+    /// within [`ATTEMPT_MAX`].
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let finished = timeout(ATTEMPT_MAX, async {
+            while self.tasks.join_next().await.is_some() {}
+        });
+        if finished.await.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+/// Opens all sinks and starts their tasks on the current runtime, or starts none. `dead_letters` is
+/// the directory of their dead-letter files, made when the first one is written.
+pub fn start(
+    configs: &[SinkConfig],
+    dead_letters: &Path,
+    clock: &WallClock,
+    metrics: &Metrics,
+) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
+    let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
+    let stop = CancellationToken::new();
+    let mut runs: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let mut counts = BTreeMap::new();
+    for config in configs {
+        let name = name(config, &mut counts);
+        let letters = DeadLetters::new(
+            dead_letters.join(format!("{name}.jsonl")),
+            name.clone(),
+            clock.clone(),
+            metrics,
+        );
+        let meter = metrics.sink(&name);
+        let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
+        let stop = stop.clone();
+        match config {
+            SinkConfig::Otlp {
+                endpoint,
+                compression,
+                headers,
+                request_bytes_max,
+                ..
+            } => {
+                let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
+                let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
+                runs.push(Box::pin(worker.run(inbox, stop)));
+            }
+            SinkConfig::File { path } => {
+                let file = file::open(sink.name(), path)?;
+                let worker = lines::Worker::new(file, path.display().to_string(), meter, letters);
+                runs.push(Box::pin(worker.run(inbox, stop)));
+            }
+            SinkConfig::Stdout => {
+                let output = stdout::open(sink.name())?;
+                let worker = lines::Worker::new(output, "standard output".into(), meter, letters);
+                runs.push(Box::pin(worker.run(inbox, stop)));
+            }
+        }
+        sinks.push(sink);
+    }
+    let tasks = runs.into_iter().collect();
+    Ok((sinks, Workers { stop, tasks }))
+}
+
+fn queue_bytes_max(config: &SinkConfig) -> usize {
+    match config {
+        SinkConfig::Otlp {
+            queue_bytes_max, ..
+        } => *queue_bytes_max,
+        SinkConfig::File { .. } | SinkConfig::Stdout => LINES_QUEUE_BYTES_MAX,
+    }
+}
+
+/// The kind, with a number from the second of a kind on: adding a sink renames none.
+fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String {
+    let kind = match config {
+        SinkConfig::Otlp { .. } => "otlp",
+        SinkConfig::File { .. } => "file",
+        SinkConfig::Stdout => "stdout",
+    };
+    match counts.entry(kind) {
+        btree_map::Entry::Vacant(entry) => {
+            entry.insert(1);
+            kind.to_owned()
+        }
+        btree_map::Entry::Occupied(mut entry) => {
+            *entry.get_mut() += 1;
+            format!("{kind}-{}", entry.get())
+        }
+    }
+}
+
+/// Runs what one trace may make panic; a panic becomes a reason.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| format!("panic: {}", message(&*panic)))
+}
+
+/// What a task returned; `None` when the runtime is ending. Passes a panic on: it is a bug of ours.
+fn joined<T>(ended: Result<T, JoinError>) -> Option<T> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(value) => Some(value),
+        Err(Ok(panic)) => resume_unwind(panic),
+        Err(Err(_cancelled)) => None,
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::testing::trace;
+    use prometheus_client::registry::Registry;
+    use std::fs;
+
+    fn start_in(
+        directory: &Path,
+        configs: &[SinkConfig],
+    ) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
+        let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
+        let metrics = Metrics::register(&mut Registry::default());
+        start(configs, &directory.join("dead-letters"), &clock, &metrics)
+    }
+
+    fn otlp() -> SinkConfig {
+        SinkConfig::Otlp {
+            endpoint: "http://127.0.0.1:1".into(),
+            compression: Compression::Zstd,
+            headers: BTreeMap::new(),
+            request_bytes_max: 3 << 20,
+            queue_bytes_max: 1 << 20,
+        }
+    }
+
+    fn file(path: &Path) -> SinkConfig {
+        SinkConfig::File { path: path.into() }
+    }
+
+    #[tokio::test]
+    async fn sinks_are_named_by_kind_and_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let configs = [
+            otlp(),
+            file(&path("a")),
+            SinkConfig::Stdout,
+            otlp(),
+            file(&path("b")),
+        ];
+        let (sinks, workers) = start_in(directory.path(), &configs).unwrap();
+        let names: Vec<_> = sinks.iter().map(|sink| sink.name()).collect();
+        assert_eq!(names, ["otlp", "file", "stdout", "otlp-2", "file-2"]);
+        workers.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn one_file_for_two_sinks_starts_neither() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("traces.jsonl");
+        let error = start_in(directory.path(), &[file(&path), file(&path)])
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("traces.jsonl"), "{error}");
+        start_in(directory.path(), &[file(&path)])
+            .unwrap()
+            .1
+            .shutdown()
+            .await;
+    }
+
+    #[tokio::test]
+    async fn missing_directory_is_an_error_that_names_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/traces.jsonl");
+        let error = start_in(directory.path(), &[file(&path)]).err().unwrap();
+        assert!(
+            error.to_string().contains("missing/traces.jsonl"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_in_the_file_and_nothing_is_taken_after_a_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("traces.jsonl");
+        let (sinks, workers) = start_in(directory.path(), &[file(&path)]).unwrap();
+        for n in 1..=3 {
+            let outcome = sinks[0].submit(trace(n, 2)).unwrap();
+            assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
+            assert_eq!(
+                fs::read_to_string(&path).unwrap().lines().count(),
+                usize::from(n)
+            );
+        }
+        workers.shutdown().await;
+        assert_eq!(sinks[0].submit(trace(4, 1)).unwrap_err(), QueueFull);
+        assert!(!directory.path().join("dead-letters").exists());
+    }
 }

@@ -49,3 +49,24 @@ pub struct Chunk {
     /// One or more `ScopeSpans.spans` fields: tag 0x12, length, span.
     pub spans: Arc<[u8]>,
 }
+
+impl Chunk {
+    /// The spans, each with its tag and length as they are framed in OTLP.
+    pub fn framed_spans(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest: &[u8] = &self.spans;
+        std::iter::from_fn(move || {
+            let end = framed_len(rest)?;
+            let (span, after) = rest.split_at_checked(end)?;
+            rest = after;
+            Some(span)
+        })
+    }
+}
+
+/// Length of the first length-delimited field in `bytes`, with its tag (one byte) and length.
+fn framed_len(bytes: &[u8]) -> Option<usize> {
+    let mut after_tag = bytes.get(1..)?;
+    let available = after_tag.len();
+    let length = prost::encoding::decode_varint(&mut after_tag).ok()?;
+    Some(1 + (available - after_tag.len()) + usize::try_from(length).ok()?)
+}

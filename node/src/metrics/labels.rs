@@ -121,6 +121,8 @@ label! {
     Verdict {
         /// It is exported.
         Kept = "kept",
+        /// Its spans are not exported.
+        SampledOut = "sampled_out",
     }
 }
 
@@ -155,22 +157,6 @@ label! {
         Sent = "sent",
         /// To this node.
         Received = "received",
-    }
-}
-
-label! {
-    /// Why somebody was kept out of the mesh.
-    MeshRefusal {
-        /// No certificate, an expired one, or one of another authority.
-        Certificate = "certificate",
-        /// A certificate of another cluster.
-        Cluster = "cluster",
-        /// A node that says it is another than its certificate proves.
-        Identity = "identity",
-        /// Another version of the protocol, or frames that break it.
-        Protocol = "protocol",
-        /// Settings that must be the same in a cluster differ.
-        Settings = "settings",
     }
 }
 
@@ -246,7 +232,7 @@ labels! {
     /// Labels of who was kept out.
     MeshRefusalLabels {
         /// Why.
-        cause: MeshRefusal,
+        cause: &'static str,
     }
 }
 

@@ -1,0 +1,260 @@
+//! The shards of a node as tasks: the shell around [`Shard`].
+//!
+//! Each shard is owned by one task and has no lock; a frame is cut by slot, handed to the shards
+//! that it concerns, and answered once all of them have stored their part. The invariant: a reply
+//! names a view only when every shard that took part knows that view, otherwise it names none and
+//! confirms nothing. Bounds: [`INPUTS_MAX`] waiting inputs a shard (senders wait), one future for
+//! each attempt in flight, [`QUESTIONS_BYTES_MAX`] a question. What a shard decides is not here.
+
+mod turn;
+
+use crate::cut::Cut;
+use crate::decide::Decide;
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, ReplyTrace, Verdict};
+use crate::memory::Memory;
+use crate::mesh::Peers;
+use crate::metrics::TraceMetrics;
+use crate::scan::scan_trusted;
+use crate::shard::{HoldPart, Limits, Shard, SinkSet};
+use crate::sink::{DeadLetters, Sink};
+use crate::spans::TraceId;
+use crate::tasks::Tasks;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracemesh_membership::{HashKey, Slot};
+
+/// Inputs that wait for one shard. Each is a part of a frame that is already counted in the budget;
+/// at 64 the shard has work for some milliseconds, and more would only hide that it is slow.
+const INPUTS_MAX: usize = 64;
+
+/// Bytes of names in one Hold that asks an owner about many traces.
+const QUESTIONS_BYTES_MAX: usize = 256 << 10;
+
+/// What a node needs to hold and finish traces.
+pub struct Settings {
+    /// Bounds of a trace; `remember_bytes_max` of the whole node.
+    pub limits: Limits,
+    /// Number of shards; as many as cores are useful.
+    pub shard_count: usize,
+    /// The secret of placement and span keys.
+    pub hash_key: HashKey,
+    /// Where finished traces go.
+    pub sinks: Vec<Arc<dyn Sink>>,
+    /// Where traces go that make deciding panic.
+    pub dead_letters: Arc<DeadLetters>,
+    /// Makes the decider of a shard.
+    pub decide: Box<dyn Fn() -> Box<dyn Decide>>,
+}
+
+/// Something for one shard.
+enum Input {
+    Hold {
+        cut: Arc<Cut>,
+        traces: Vec<u32>,
+        named: Vec<(TraceId, HoldTrace)>,
+        part: HoldPart,
+        reply: oneshot::Sender<PartReply>,
+    },
+    Done(Vec<(TraceId, Verdict, u64)>),
+}
+
+/// What one shard says to its part of a Hold.
+struct PartReply {
+    view_hash: u64,
+    traces: Vec<ReplyTrace>,
+}
+
+/// Spans and traces that the shards hold now.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Spans held as owner, as replica, as stand-in.
+    pub spans: [AtomicU64; 3],
+    /// Traces, remembered ones included.
+    pub traces: AtomicU64,
+}
+
+/// The shards of this node; clones share them.
+#[derive(Clone)]
+pub struct Shards {
+    inputs: Arc<[mpsc::Sender<Input>]>,
+    held: Arc<[Held]>,
+    hash_key: HashKey,
+    memory: Arc<Memory>,
+    peers: Peers,
+}
+
+/// A Hold that was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// The frame makes no sense; the sender is of another release, or broken.
+    #[error(transparent)]
+    Frame(#[from] frame::FrameError),
+    /// The spans in the frame make no sense.
+    #[error("spans of a frame: {0}")]
+    Spans(#[from] crate::scan::ScanError),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+impl Shards {
+    /// Starts the shards' tasks.
+    pub fn start(
+        settings: Settings,
+        memory: Arc<Memory>,
+        peers: Peers,
+        metrics: &TraceMetrics,
+        tasks: &Tasks,
+    ) -> Self {
+        let count = settings.shard_count.max(1);
+        let held: Arc<[Held]> = std::iter::repeat_with(Held::default).take(count).collect();
+        let limits = Limits {
+            remember_bytes_max: settings.limits.remember_bytes_max / count,
+            ..settings.limits
+        };
+        let sink_set = SinkSet::first(u32::try_from(settings.sinks.len()).unwrap_or(u32::MAX));
+        let inputs = (0..count).map(|number| {
+            let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+            let shard = Shard::new(
+                peers.me().clone(),
+                settings.hash_key.clone(),
+                limits,
+                sink_set,
+                (settings.decide)(),
+                peers.placement(),
+                Instant::now(),
+            );
+            let turn = turn::Turn {
+                number,
+                shard,
+                sinks: settings.sinks.clone(),
+                dead_letters: Arc::clone(&settings.dead_letters),
+                peers: peers.clone(),
+                memory: Arc::clone(&memory),
+                held: Arc::clone(&held),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn("shard", turn.run(inputs, tasks.stopping()));
+            sender
+        });
+        let inputs = inputs.collect();
+        Self { inputs, held, hash_key: settings.hash_key, memory, peers }
+    }
+
+    /// Spans held as owner, as replica, as stand-in, and traces, over all shards.
+    pub fn held(&self) -> ([u64; 3], u64) {
+        let mut spans = [0; 3];
+        for (role, sum) in spans.iter_mut().enumerate() {
+            *sum = self.held.iter().map(|held| held.spans[role].load(Relaxed)).sum();
+        }
+        (spans, self.held.iter().map(|held| held.traces.load(Relaxed)).sum())
+    }
+
+    /// Holds what a peer sent, and says what to answer.
+    pub async fn on_hold(&self, hold: Hold) -> Result<HoldReply, HoldError> {
+        let origin = hold.origin();
+        let has_bytes = !hold.request.is_empty();
+        if has_bytes && self.memory.is_full(origin) {
+            let sender = self.peers.sender();
+            return Ok(HoldReply { sender, full: true, traces: Vec::new() });
+        }
+        let scan = scan_trusted(&hold.request)?;
+        let same_view = hold.sender.view_hash == self.peers.sender().view_hash;
+        let part = HoldPart {
+            origin,
+            unplaced: hold.marked || (has_bytes && !same_view),
+            due_in: Duration::from_millis(u64::from(hold.due_in_ms)),
+        };
+        let mut named = Vec::with_capacity(hold.traces.len());
+        for trace in hold.traces {
+            named.push((frame::trace_id(&trace.trace_id)?, trace));
+        }
+        let cut = Arc::new(Cut::new(hold.request, scan, &self.hash_key));
+        let all = 0..u32::try_from(cut.slots().len()).unwrap_or(u32::MAX);
+        let reply = self.hold(&cut, all, named, part).await?;
+        let mut sender = self.peers.sender();
+        if reply.view_hash != sender.view_hash {
+            sender.view_hash = 0;
+        }
+        Ok(HoldReply { sender, full: false, traces: reply.traces })
+    }
+
+    /// Holds traces of a request that a client sent to this node.
+    pub async fn hold_own(&self, cut: &Arc<Cut>, traces: &[u32], part: HoldPart) -> Own {
+        if self.memory.is_full(Origin::Entry) {
+            return Own::Full;
+        }
+        match self.hold(cut, traces.iter().copied(), Vec::new(), part).await {
+            Ok(_) => Own::Stored,
+            Err(_) => Own::Stopping,
+        }
+    }
+
+    /// Spans became done elsewhere.
+    pub async fn on_done(&self, done: &[DoneTrace]) -> Result<(), HoldError> {
+        let mut parts: Vec<Vec<_>> = vec![Vec::new(); self.inputs.len()];
+        for trace in done {
+            let id = frame::trace_id(&trace.trace_id)?;
+            parts[self.shard_of(self.hash_key.slot(&id.0))].push((id, trace.verdict(), trace.sum));
+        }
+        for (shard, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+            let sent = self.inputs[shard].send(Input::Done(part)).await;
+            sent.map_err(|_| HoldError::Stopping)?;
+        }
+        Ok(())
+    }
+
+    async fn hold(
+        &self,
+        cut: &Arc<Cut>,
+        traces: impl Iterator<Item = u32>,
+        named: Vec<(TraceId, HoldTrace)>,
+        part: HoldPart,
+    ) -> Result<PartReply, HoldError> {
+        let mut parts: Vec<(Vec<u32>, Vec<(TraceId, HoldTrace)>)> = Vec::new();
+        parts.resize_with(self.inputs.len(), Default::default);
+        for trace in traces {
+            parts[self.shard_of(cut.slots()[trace as usize])].0.push(trace);
+        }
+        for (id, named) in named {
+            parts[self.shard_of(self.hash_key.slot(&id.0))].1.push((id, named));
+        }
+        let mut replies = Vec::with_capacity(parts.len());
+        for (shard, (traces, named)) in parts.into_iter().enumerate() {
+            if traces.is_empty() && named.is_empty() {
+                continue;
+            }
+            let (reply, replied) = oneshot::channel();
+            let input = Input::Hold { cut: Arc::clone(cut), traces, named, part, reply };
+            self.inputs[shard].send(input).await.map_err(|_| HoldError::Stopping)?;
+            replies.push(replied);
+        }
+        let mut whole = PartReply { view_hash: self.peers.sender().view_hash, traces: Vec::new() };
+        for reply in replies {
+            let reply = reply.await.map_err(|_| HoldError::Stopping)?;
+            if reply.view_hash != whole.view_hash {
+                whole.view_hash = 0;
+            }
+            whole.traces.extend(reply.traces);
+        }
+        Ok(whole)
+    }
+
+    fn shard_of(&self, slot: Slot) -> usize {
+        usize::from(slot.0) % self.inputs.len()
+    }
+}
+
+/// What became of spans that this node is to hold itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// They are held.
+    Stored,
+    /// The memory budget does not allow it.
+    Full,
+    /// The node is stopping.
+    Stopping,
+}

@@ -1,0 +1,328 @@
+//! The task of one shard: wait for something, let the shard take it in, carry out what it wants.
+//!
+//! Everything that another machine or a sink may take its time over is a future of this task,
+//! polled beside its inputs; none is waited for. An answer that comes too late finds the attempt's
+//! number changed, and is ignored by the shard.
+
+use super::{Held, Input, PartReply, QUESTIONS_BYTES_MAX};
+use crate::frame::{
+    self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds,
+};
+use crate::memory::Memory;
+use crate::mesh::Peers;
+use crate::metrics::{
+    self, AgainCause, AgainLabels, DecisionLabels, DueCause, Reason, ReasonLabels, TraceMetrics,
+};
+use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
+use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
+use crate::spans::TraceId;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracemesh_membership::NodeId;
+
+/// A question or a gift to an owner ends after this; it is made again by the shard's own timers.
+const PLACING_MAX: Duration = Duration::from_secs(3);
+/// With nothing to wake for, a shard still looks at its clock so often.
+const IDLE: Duration = Duration::from_secs(60);
+/// Inputs taken in one turn, so that effects are carried out and sums are published in between.
+const INPUTS_PER_TURN: usize = 16;
+
+/// Something that was waited for.
+enum Event {
+    Answered { trace_id: TraceId, number: u32, sink: u32, answer: Answer },
+    Replied { from: NodeId, asked: Vec<(TraceId, u32)>, reply: Option<HoldReply> },
+}
+
+pub(super) struct Turn {
+    pub(super) number: usize,
+    pub(super) shard: Shard,
+    pub(super) sinks: Vec<Arc<dyn Sink>>,
+    pub(super) dead_letters: Arc<DeadLetters>,
+    pub(super) peers: Peers,
+    pub(super) memory: Arc<Memory>,
+    pub(super) held: Arc<[Held]>,
+    pub(super) metrics: TraceMetrics,
+}
+
+type Waiting = FuturesUnordered<BoxFuture<'static, Event>>;
+
+impl Turn {
+    pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: CancellationToken) {
+        let mut mesh = self.peers.changes();
+        let mut waiting = Waiting::new();
+        self.on_mesh();
+        loop {
+            let wake = self.shard.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = mesh.changed() => self.on_mesh(),
+                Some(event) = waiting.next() => self.on_event(event),
+                input = inputs.recv() => match input {
+                    Some(input) => self.on_inputs(input, &mut inputs),
+                    None => return,
+                },
+                () = sleep_until(wake) => {}
+            }
+            if self.peers.stood_still() {
+                self.on_mesh();
+            }
+            while let Some(event) = ready(&mut waiting) {
+                self.on_event(event);
+            }
+            self.shard.on_time(Instant::now());
+            self.carry_out(&mut waiting);
+            self.publish();
+        }
+    }
+
+    fn on_mesh(&mut self) {
+        let (placement, state, views) = self.peers.standing();
+        self.shard.on_view(Instant::now(), placement, state, views);
+    }
+
+    fn on_inputs(&mut self, first: Input, inputs: &mut mpsc::Receiver<Input>) {
+        self.on_input(first);
+        for _ in 1..INPUTS_PER_TURN {
+            let Ok(input) = inputs.try_recv() else { break };
+            self.on_input(input);
+        }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        let now = Instant::now();
+        match input {
+            Input::Hold { cut, traces, named, part, reply } => {
+                self.shard.on_hold(now, &cut, &traces, part);
+                let said = named.iter().filter_map(|(id, named)| {
+                    self.shard.on_names(now, *id, named)
+                });
+                let traces = said.collect();
+                let view_hash = self.shard.view_hash();
+                // Whoever asked may have gone away; what is stored stays.
+                let _ = reply.send(PartReply { view_hash, traces });
+            }
+            Input::Done(done) => {
+                for (trace_id, verdict, sum) in done {
+                    self.shard.on_done(now, trace_id, verdict, sum);
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Answered { trace_id, number, sink, answer } => {
+                self.shard.on_answer(now, trace_id, number, sink, answer);
+            }
+            Event::Replied { reply: None, .. } => {}
+            Event::Replied { reply: Some(reply), .. } if reply.full => {}
+            Event::Replied { from, asked, reply: Some(reply) } => {
+                let sender = (reply.sender.view_hash, reply.sender.incarnation());
+                let said: BTreeMap<&[u8], _> =
+                    reply.traces.iter().map(|said| (said.trace_id.as_ref(), said)).collect();
+                for (trace_id, version) in asked {
+                    let said = Reply::new(trace_id, said.get(&trace_id.0[..]).copied());
+                    self.shard.on_reply(now, &from, sender, version, &said);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, waiting: &mut Waiting) {
+        let mut done: BTreeMap<NodeId, Vec<DoneTrace>> = BTreeMap::new();
+        let mut asks: BTreeMap<NodeId, Vec<(HoldTrace, u32)>> = BTreeMap::new();
+        for effect in self.shard.take_effects() {
+            match effect {
+                Effect::Export { attempt, number, sinks } => {
+                    self.export(&attempt, number, sinks, waiting);
+                }
+                Effect::DeadLetter { attempt, number } => {
+                    self.bury(attempt, number, waiting);
+                }
+                Effect::Done { target, done: trace } => {
+                    done.entry(target).or_default().push(trace);
+                }
+                Effect::Ask { target, trace, version } => {
+                    asks.entry(target).or_default().push((trace, version));
+                }
+                Effect::Give { target, spans, due_in } => {
+                    self.give(&target, spans, due_in, waiting);
+                }
+            }
+        }
+        for (target, traces) in done {
+            self.peers.done(&target, traces);
+        }
+        for (target, traces) in asks {
+            self.ask(&target, traces, waiting);
+        }
+    }
+
+    fn export(&self, attempt: &Arc<Attempt>, number: u32, sinks: SinkSet, waiting: &mut Waiting) {
+        for sink in sinks.iter() {
+            let trace_id = attempt.trace_id;
+            let submitted = self.sinks[sink as usize].submit(Arc::clone(attempt));
+            waiting.push(Box::pin(async move {
+                let answer = match submitted {
+                    Err(_) => Answer::Again { after: None },
+                    Ok(outcome) => match outcome.await {
+                        Ok(Outcome::Acknowledged) => Answer::Acknowledged,
+                        Ok(Outcome::Refused) => Answer::Refused,
+                        Ok(Outcome::Again { after }) => Answer::Again { after },
+                        Err(_) => Answer::Unanswered,
+                    },
+                };
+                Event::Answered { trace_id, number, sink, answer }
+            }));
+        }
+    }
+
+    fn bury(&self, attempt: Arc<Attempt>, number: u32, waiting: &mut Waiting) {
+        let dead_letters = Arc::clone(&self.dead_letters);
+        let trace_id = attempt.trace_id;
+        let written = spawn_blocking(move || dead_letters.write(&attempt, "deciding panicked"));
+        waiting.push(Box::pin(async move {
+            let answer = match written.await {
+                Ok(Ok(())) => Answer::Refused,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, %trace_id, "cannot write a dead letter");
+                    Answer::Again { after: None }
+                }
+                Err(_) => Answer::Again { after: None },
+            };
+            Event::Answered { trace_id, number, sink: 0, answer }
+        }));
+    }
+
+    fn ask(&self, target: &NodeId, traces: Vec<(HoldTrace, u32)>, waiting: &mut Waiting) {
+        let mut bytes = 0;
+        let mut frames: Vec<Vec<(HoldTrace, u32)>> = Vec::new();
+        for (trace, version) in traces {
+            let named = 40 + 8 * (trace.names.len() + trace.done.len());
+            if frames.is_empty() || bytes + named > QUESTIONS_BYTES_MAX {
+                frames.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += named;
+            if let Some(frame) = frames.last_mut() {
+                frame.push((trace, version));
+            }
+        }
+        for frame in frames {
+            let asked = frame.iter().filter_map(|(trace, version)| {
+                Some((frame::trace_id(&trace.trace_id).ok()?, *version))
+            });
+            let asked = asked.collect();
+            let hold = Hold {
+                sender: self.peers.sender(),
+                origin: Origin::Placing.into(),
+                traces: frame.into_iter().map(|(trace, _)| trace).collect(),
+                ..Default::default()
+            };
+            waiting.push(self.send(target.clone(), hold, asked));
+        }
+    }
+
+    fn give(&self, target: &NodeId, spans: Attempt, due_in: Duration, waiting: &mut Waiting) {
+        for request in encode(&[Arc::new(spans)], frame::FRAME_SPANS_BYTES_MAX) {
+            let hold = Hold {
+                sender: self.peers.sender(),
+                origin: Origin::Placing.into(),
+                due_in_ms: milliseconds(due_in),
+                request,
+                ..Default::default()
+            };
+            waiting.push(self.send(target.clone(), hold, Vec::new()));
+        }
+    }
+
+    fn send(
+        &self,
+        from: NodeId,
+        hold: Hold,
+        asked: Vec<(TraceId, u32)>,
+    ) -> BoxFuture<'static, Event> {
+        let peers = self.peers.clone();
+        Box::pin(async move {
+            let reply = match peers.hold(&from, &hold, PLACING_MAX).await {
+                Ok(reply) => Some(reply),
+                Err(error) => {
+                    tracing::debug!(%error, peer = %from, "owner did not answer");
+                    None
+                }
+            };
+            Event::Replied { from, asked, reply }
+        })
+    }
+
+    fn publish(&mut self) {
+        self.memory.set_shard(self.number, self.shard.bytes());
+        let held = &self.held[self.number];
+        for (gauge, spans) in held.spans.iter().zip(self.shard.held()) {
+            gauge.store(spans, Relaxed);
+        }
+        held.traces.store(self.shard.trace_count() as u64, Relaxed);
+        count(&self.metrics, &self.shard.take_tally());
+    }
+}
+
+/// Adds what a shard counted to the node's counters.
+fn count(metrics: &TraceMetrics, tally: &Tally) {
+    metrics.redelivered.inc_by(tally.redelivered);
+    metrics.repaired.inc_by(tally.repaired);
+    metrics.exported.inc_by(tally.exported);
+    metrics.late.inc_by(tally.late);
+    metrics.sampled_out.inc_by(tally.sampled_out);
+    metrics.in_parts.inc_by(tally.in_parts);
+    metrics.forgotten_early.inc_by(tally.forgotten_early);
+    for (reason, spans) in [(Reason::Sink, tally.refused), (Reason::Poison, tally.poison)] {
+        metrics.dropped.get_or_create_owned(&ReasonLabels { reason }).inc_by(spans);
+    }
+    for (cause, spans) in [
+        (AgainCause::Unanswered, tally.unanswered),
+        (AgainCause::Takeover, tally.taken_over),
+        (AgainCause::Uncalm, tally.uncalm),
+    ] {
+        let again = &metrics.exported_again_possible;
+        again.get_or_create_owned(&AgainLabels { cause }).inc_by(spans);
+    }
+    for &(cause, verdict, delay) in &tally.decided {
+        let labels = DecisionLabels { cause: due_cause(cause), verdict: label(verdict) };
+        metrics.decided.get_or_create_owned(&labels).inc();
+        metrics.decide_delay_seconds.observe(delay.as_secs_f64());
+    }
+}
+
+fn due_cause(cause: Cause) -> DueCause {
+    match cause {
+        Cause::Root => DueCause::Root,
+        Cause::Age => DueCause::Age,
+        Cause::Spans => DueCause::Spans,
+        Cause::Bytes => DueCause::Bytes,
+        Cause::Drain => DueCause::Drain,
+        Cause::Takeover => DueCause::Takeover,
+    }
+}
+
+fn label(verdict: Verdict) -> metrics::Verdict {
+    match verdict {
+        Verdict::SampledOut => metrics::Verdict::SampledOut,
+        Verdict::None | Verdict::Keep => metrics::Verdict::Kept,
+    }
+}
+
+/// An event that is there already.
+fn ready(waiting: &mut Waiting) -> Option<Event> {
+    futures_util::FutureExt::now_or_never(waiting.next()).flatten()
+}

@@ -1,0 +1,99 @@
+//! `tracemesh run`: start a node, say every address, wait, drain.
+
+use super::Exit;
+use crate::config::{Config, Log, LogFormat};
+use crate::environment::Environment;
+use crate::node::{End, Node};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Runs a node until SIGTERM or SIGINT; a second one of either stops it at once.
+pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
+    start_log(config.log);
+    if config.cluster.is_for_development() {
+        tracing::warn!(
+            "no key and no certificates: this node meets others on this host only, under a \
+             built-in key; `tracemesh keygen` makes a real one"
+        );
+    }
+    let node = match Node::start(&config, Environment::real()).await {
+        Ok(node) => node,
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!("{error:#}");
+            return Ok(Exit::Usage);
+        }
+    };
+    let addresses = node.addresses();
+    for address in &addresses.grpc {
+        tracing::info!("OTLP gRPC on {address}");
+    }
+    for address in &addresses.http {
+        tracing::info!("OTLP HTTP on {address}");
+    }
+    tracing::info!("mesh on {}/udp", addresses.mesh);
+    tracing::info!("console on http://{}", addresses.console);
+    let signals = watch::Sender::new(0);
+    let (mut first, mut second) = (signals.subscribe(), signals.subscribe());
+    let asked = async {
+        // The sender outlives this.
+        let _ = first.wait_for(|count| *count >= 1).await;
+        tracing::info!("asked to stop; asked again, this node stops at once");
+    };
+    tokio::select! {
+        biased;
+        error = count(&signals) => error,
+        _ = second.wait_for(|count| *count >= 2) => {
+            tracing::error!("stopped at once; what no other node has is lost");
+            Ok(Exit::Failed)
+        }
+        end = node.run(asked) => Ok(conclude(end)),
+    }
+}
+
+/// Counts SIGTERM and SIGINT; returns only when they cannot be heard.
+async fn count(signals: &watch::Sender<u32>) -> anyhow::Result<Exit> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        signals.send_modify(|count| *count += 1);
+    }
+}
+
+fn conclude(end: End) -> Exit {
+    match end {
+        End::Drained => {
+            tracing::info!("drained; nothing is held here");
+            Exit::Done
+        }
+        End::Left { span_count } => {
+            tracing::error!(span_count, "drain.timeout is over, and these spans are still here");
+            Exit::Unfinished
+        }
+        End::Refused(reason) => {
+            tracing::error!(%reason, "this node cannot be a member");
+            Exit::Usage
+        }
+        End::Panicked(task) => {
+            tracing::error!(task, "stopped, because a task panicked");
+            Exit::Failed
+        }
+    }
+}
+
+fn start_log(log: Log) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(LevelFilter::from_level(log.level))
+        .with_target(false);
+    match log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}

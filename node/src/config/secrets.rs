@@ -1,0 +1,134 @@
+//! The files that make a node a member: cluster key, certificates, hash key.
+//!
+//! Reads each file that is named and says what is wrong with it, so that a node with half a secret
+//! never starts. The cluster key is kept; certificates are only looked at, because they may be
+//! renewed while the node runs, and whether they prove the right name is found when they are used.
+//! No error repeats a secret.
+
+use super::error::Problem;
+use super::meant::Meaning;
+use super::{HashKey, read_text};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
+use std::path::PathBuf;
+use tracemesh_transport::{ClusterKey, Credentials};
+
+impl Meaning<'_> {
+    pub(super) fn credentials(&mut self) -> Credentials {
+        const FILES: [&str; 3] = [
+            "cluster.tls.ca_file",
+            "cluster.tls.cert_file",
+            "cluster.tls.key_file",
+        ];
+        let development = || Credentials::ClusterKey(vec![ClusterKey::development()]);
+        let key_file = self
+            .values
+            .optional_text("cluster.key_file")
+            .map(ToOwned::to_owned);
+        let files = FILES.map(|path| self.values.optional_text(path).map(PathBuf::from));
+        match (key_file, files) {
+            (None, [None, None, None]) => development(),
+            (Some(file), [None, None, None]) => {
+                let keys = self.text_of("cluster.key_file", &file).and_then(|text| {
+                    let keys = ClusterKey::parse_file(&text);
+                    keys.map_err(|error| self.bad_file("cluster.key_file", &file, error))
+                        .ok()
+                });
+                keys.map_or_else(development, Credentials::ClusterKey)
+            }
+            (None, [Some(ca_file), Some(cert_file), Some(key_file)]) => {
+                self.check_certificates("cluster.tls.ca_file");
+                self.check_certificates("cluster.tls.cert_file");
+                self.check_private_key("cluster.tls.key_file");
+                Credentials::Files {
+                    ca_file,
+                    cert_file,
+                    key_file,
+                }
+            }
+            (Some(_), _) => {
+                let why = "stands beside cluster.tls; expected one of them";
+                self.conflict("cluster.key_file", why);
+                development()
+            }
+            (None, files) => {
+                if self.is_clean(&["cluster.tls"]) {
+                    let given = files.iter().position(Option::is_some).unwrap_or_default();
+                    let why = "expected ca_file, cert_file and key_file together in cluster.tls";
+                    self.conflict(FILES[given], why);
+                }
+                development()
+            }
+        }
+    }
+
+    pub(super) fn hash_key(&mut self, credentials: &Credentials) -> HashKey {
+        const PATH: &str = "cluster.hash_key_file";
+        if let Some(file) = self.values.optional_text(PATH).map(ToOwned::to_owned) {
+            let Some(text) = self.text_of(PATH, &file) else {
+                return HashKey([0; 16]);
+            };
+            let mut key = [0; 16];
+            if hex::decode_to_slice(text.trim(), &mut key).is_err() {
+                self.bad_file(PATH, &file, "expected 32 hexadecimal digits");
+            }
+            return HashKey(key);
+        }
+        match credentials {
+            Credentials::ClusterKey(keys) if !keys.is_empty() => HashKey(keys[0].hash_key()),
+            _ => {
+                let mut hasher = SipHasher13::new_with_key(b"tracemesh/hash/1");
+                hasher.write(self.values.text("cluster.name").as_bytes());
+                HashKey(hasher.finish128().as_bytes())
+            }
+        }
+    }
+
+    fn text_of(&mut self, path: &str, file: &str) -> Option<String> {
+        let text = read_text(file.as_ref());
+        text.map_err(|why| self.bad_file(path, file, format!("cannot read it: {why}")))
+            .ok()
+    }
+
+    fn bad_file(&mut self, path: &str, file: &str, why: impl ToString) {
+        let problem = Problem::File {
+            file: file.to_owned(),
+            why: why.to_string(),
+        };
+        self.error(self.values.origin(path), path, problem);
+    }
+
+    fn check_certificates(&mut self, path: &str) {
+        let file = self.values.text(path).to_owned();
+        let Some(text) = self.text_of(path, &file) else {
+            return;
+        };
+        let certificates: Result<Vec<_>, _> =
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        match certificates {
+            Ok(certificates) if !certificates.is_empty() => {}
+            Ok(_) => self.bad_file(
+                path,
+                &file,
+                "expected a certificate in PEM, and it holds none",
+            ),
+            Err(error) => self.bad_file(path, &file, format!("no valid PEM: {error}")),
+        }
+    }
+
+    fn check_private_key(&mut self, path: &str) {
+        let file = self.values.text(path).to_owned();
+        let Some(text) = self.text_of(path, &file) else {
+            return;
+        };
+        if PrivateKeyDer::from_pem_slice(text.as_bytes()).is_err() {
+            self.bad_file(
+                path,
+                &file,
+                "expected a private key in PEM, and it holds none",
+            );
+        }
+    }
+}

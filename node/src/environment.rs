@@ -1,0 +1,72 @@
+//! The five seams: everything through which a node touches a world that cannot be replayed.
+//!
+//! UDP socket, wall clock, randomness, sinks, data directory. [`Environment::real`] is the machine;
+//! a simulator hands in its own and runs the same node. Nothing else in this crate opens a mesh
+//! socket, reads the wall clock or draws random numbers.
+
+use crate::sink::{self, Sink, SinkConfig, Workers};
+use rand::{RngCore, TryRngCore};
+use rand::rngs::OsRng;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tracemesh_membership::{StartStore, StartsFile};
+use tracemesh_transport::{AsyncUdpSocket, BindError, bind_udp};
+
+/// Tells the wall-clock time.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// The sinks of a node and the tasks behind them.
+pub type StartedSinks = (Vec<Arc<dyn Sink>>, Option<Workers>);
+
+type BindMesh = dyn FnOnce(SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindError> + Send;
+type StartSinks = dyn FnOnce(
+        &[SinkConfig],
+        &Path,
+        &WallClock,
+        &sink::Metrics,
+    ) -> Result<StartedSinks, sink::StartError>
+    + Send;
+type OpenStarts = dyn FnOnce(&Path) -> Arc<dyn StartStore> + Send;
+
+/// What a node is given of the world.
+pub struct Environment {
+    /// Binds the UDP socket of the mesh.
+    pub bind_mesh: Box<BindMesh>,
+    /// Tells the time of day, for certificates and generations.
+    pub wall_clock: WallClock,
+    /// Everything random is drawn from this.
+    pub seed: [u8; 32],
+    /// Opens the sinks; the path is the directory of dead letters.
+    pub start_sinks: Box<StartSinks>,
+    /// The record of starts in the data directory at this path.
+    pub open_starts: Box<OpenStarts>,
+    /// Shards to spread traces over.
+    pub shard_count: usize,
+}
+
+impl Environment {
+    /// The machine.
+    #[expect(clippy::disallowed_methods, reason = "this is the seam for the wall clock")]
+    pub fn real() -> Self {
+        Self {
+            bind_mesh: Box::new(bind_udp),
+            wall_clock: Arc::new(SystemTime::now),
+            seed: random_seed(),
+            start_sinks: Box::new(|configs, dead_letters, clock, metrics| {
+                let (sinks, workers) = sink::start(configs, dead_letters, clock, metrics)?;
+                Ok((sinks, Some(workers)))
+            }),
+            open_starts: Box::new(|directory| Arc::new(StartsFile::new(directory.join("starts")))),
+            shard_count: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Random bytes of the machine, for keys and seeds.
+pub fn random_seed() -> [u8; 32] {
+    let mut seed = [0; 32];
+    OsRng.unwrap_err().fill_bytes(&mut seed);
+    seed
+}

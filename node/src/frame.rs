@@ -1,0 +1,206 @@
+//! What nodes say to each other about spans: Hold, its reply, and Done (PROTOCOL.md, Messages).
+//!
+//! The messages are protobuf, so that a release can add a field that the one before ignores. The
+//! invariant: whatever bytes arrive, decoding ends in a message or in an error, and a trace id or a
+//! name of the wrong size is an error, never a guess. Transport sees opaque bytes; nothing here
+//! decides anything.
+
+use crate::spans::TraceId;
+use bytes::Bytes;
+use prost::Message;
+use std::time::Duration;
+use tracemesh_membership::Incarnation;
+
+/// Frame kinds of this release.
+pub mod kind {
+    /// A gossip message, opaque to everything but membership.
+    pub const GOSSIP: u8 = 1;
+    /// A [`Hold`](super::Hold), and its [`HoldReply`](super::HoldReply).
+    pub const HOLD: u8 = 2;
+    /// A [`Done`](super::Done); it has no reply.
+    pub const DONE: u8 = 3;
+}
+
+/// The most bytes of spans in one Hold (`FRAME_MAX`); a single span over it is refused at the edge.
+pub const FRAME_SPANS_BYTES_MAX: usize = 4 << 20;
+
+/// Why a frame could not be understood. The sender is of another release or broken; asking again
+/// does not help.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// No protobuf of the expected message.
+    #[error("frame does not decode")]
+    Decode(#[from] prost::DecodeError),
+    /// A trace id that has not 16 bytes.
+    #[error("trace id of {0} bytes in a frame")]
+    TraceId(usize),
+}
+
+/// Who a Hold comes from: an entry node that has just received the spans, or a holder that brings
+/// them home or asks about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Origin {
+    /// Straight from a client.
+    Entry = 0,
+    /// From a node that held them already.
+    Placing = 1,
+}
+
+/// What was decided about a trace. The order is that of merging: keep beats sampled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Verdict {
+    /// Nothing yet.
+    None = 0,
+    /// Its spans are not exported.
+    SampledOut = 1,
+    /// Its spans are exported.
+    Keep = 2,
+}
+
+/// View and incarnation of a frame's sender.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Sender {
+    /// Hash of the sender's view; 0 confirms nothing.
+    #[prost(fixed64, tag = "1")]
+    pub view_hash: u64,
+    /// Generation of the sender's incarnation.
+    #[prost(fixed64, tag = "2")]
+    pub generation: u64,
+    /// Epoch of the sender's incarnation.
+    #[prost(uint32, tag = "3")]
+    pub epoch: u32,
+}
+
+impl Sender {
+    /// The sender's incarnation.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { generation: self.generation, epoch: self.epoch }
+    }
+}
+
+/// Spans to hold, as bytes, as names (span keys), or both.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hold {
+    /// The sender's view and incarnation.
+    #[prost(message, required, tag = "1")]
+    pub sender: Sender,
+    /// Where the spans come from.
+    #[prost(enumeration = "Origin", tag = "2")]
+    pub origin: i32,
+    /// Another holder of these spans was routed around (PROTOCOL.md, E3).
+    #[prost(bool, tag = "3")]
+    pub marked: bool,
+    /// How long from now until the traces in `request` are due, in ms.
+    #[prost(uint32, tag = "4")]
+    pub due_in_ms: u32,
+    /// What is to be said of single traces beyond their bytes.
+    #[prost(message, repeated, tag = "5")]
+    pub traces: Vec<HoldTrace>,
+    /// One valid `ExportTraceServiceRequest`; may be empty.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub request: Bytes,
+}
+
+/// One trace of a [`Hold`]: names of spans whose bytes are not in the frame, and what is known.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HoldTrace {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub trace_id: Bytes,
+    /// How long from now until the trace is due, in ms.
+    #[prost(uint32, tag = "2")]
+    pub due_in_ms: u32,
+    /// Span keys held by the sender whose bytes are not in the frame.
+    #[prost(fixed64, repeated, tag = "3")]
+    pub names: Vec<u64>,
+    /// Span keys that the sender knows as done.
+    #[prost(fixed64, repeated, tag = "4")]
+    pub done: Vec<u64>,
+    /// The verdict that the sender knows.
+    #[prost(enumeration = "Verdict", tag = "5")]
+    pub verdict: i32,
+}
+
+/// The answer to a [`Hold`], sent once everything in it is stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HoldReply {
+    /// The receiver's view and incarnation.
+    #[prost(message, required, tag = "1")]
+    pub sender: Sender,
+    /// Nothing was stored: the receiver's memory budget does not allow it.
+    #[prost(bool, tag = "2")]
+    pub full: bool,
+    /// Only traces about which there is something to say.
+    #[prost(message, repeated, tag = "3")]
+    pub traces: Vec<ReplyTrace>,
+}
+
+/// One trace of a [`HoldReply`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReplyTrace {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub trace_id: Bytes,
+    /// Named span keys that the receiver neither holds nor knows as done.
+    #[prost(fixed64, repeated, tag = "2")]
+    pub wanted: Vec<u64>,
+    /// Span keys that the receiver knows as done.
+    #[prost(fixed64, repeated, tag = "3")]
+    pub done: Vec<u64>,
+    /// The verdict that the receiver knows.
+    #[prost(enumeration = "Verdict", tag = "4")]
+    pub verdict: i32,
+}
+
+/// Traces of which spans became done.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Done {
+    /// The sender's view and incarnation.
+    #[prost(message, required, tag = "1")]
+    pub sender: Sender,
+    /// The traces.
+    #[prost(message, repeated, tag = "2")]
+    pub traces: Vec<DoneTrace>,
+}
+
+/// One trace of a [`Done`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DoneTrace {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub trace_id: Bytes,
+    /// What was decided.
+    #[prost(enumeration = "Verdict", tag = "2")]
+    pub verdict: i32,
+    /// Wrapping sum of all span keys that are done at the sender.
+    #[prost(fixed64, tag = "3")]
+    pub sum: u64,
+}
+
+/// Reads a trace id of a frame.
+pub fn trace_id(bytes: &Bytes) -> Result<TraceId, FrameError> {
+    let id = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| FrameError::TraceId(bytes.len()))?;
+    Ok(TraceId(id))
+}
+
+/// A trace id as a frame carries it.
+pub fn trace_id_bytes(id: TraceId) -> Bytes {
+    Bytes::copy_from_slice(&id.0)
+}
+
+/// A duration as frames carry it: whole milliseconds, saturating at 49 days.
+pub fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Decodes a message of this module.
+pub fn decode<M: Message + Default>(payload: Bytes) -> Result<M, FrameError> {
+    Ok(M::decode(payload)?)
+}
+
+/// Encodes a message of this module.
+pub fn encode(message: &impl Message) -> Bytes {
+    Bytes::from(message.encode_to_vec())
+}

@@ -1,0 +1,285 @@
+//! Where membership meets transport: who the peers are, and what frames between them mean.
+//!
+//! Membership and transport know nothing of each other; here gossip becomes frames and frames
+//! become gossip, Holds and Dones. The invariant: a frame counts as a member's only when the
+//! certificate proves that member's id, so nobody answers for somebody else. Bounds: transport's on
+//! frames and streams, [`GOSSIP_MAX`] messages either way, of which the newest are dropped.
+
+use crate::assemble::Shards;
+use crate::frame::{self, Done, DoneTrace, Hold, HoldReply, Sender, kind};
+use crate::tasks::Tasks;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tracemesh_membership::{Carrier, MemberState, Membership, NodeId, PeerInfo, Placement, Status};
+use tracemesh_transport::{
+    CallError, Delivery, Frame, Incoming, Peer, Proved, Received, Responder, Transport,
+};
+
+/// Gossip messages that wait in each direction; gossip repeats itself.
+pub const GOSSIP_MAX: usize = 256;
+
+/// A peer did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Gossip knows no such member; it may come back.
+    #[error("{0} is no member")]
+    NoMember(NodeId),
+    /// Transport has no answer.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The answer makes no sense.
+    #[error("reply of {peer}: {source}")]
+    Reply {
+        /// Who answered.
+        peer: NodeId,
+        /// What is wrong with it.
+        source: frame::FrameError,
+    },
+}
+
+/// The other members, as the stages of this node see them; clones share everything.
+#[derive(Clone)]
+pub struct Peers {
+    me: NodeId,
+    transport: Transport,
+    membership: Arc<Membership>,
+    placement: watch::Receiver<Arc<Placement>>,
+    members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
+    status: watch::Receiver<Status>,
+}
+
+/// Tells when something in the mesh changed.
+pub struct Changes {
+    placement: watch::Receiver<Arc<Placement>>,
+    members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
+    status: watch::Receiver<Status>,
+}
+
+impl Changes {
+    /// Resolves after the next change; never once membership has ended. Cancel-safe.
+    pub async fn changed(&mut self) {
+        let changed = tokio::select! {
+            biased;
+            changed = self.placement.changed() => changed,
+            changed = self.status.changed() => changed,
+            changed = self.members.changed() => changed,
+        };
+        if changed.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Peers {
+    /// The peers that `membership` knows, reached over `transport`.
+    pub fn new(me: NodeId, transport: Transport, membership: Arc<Membership>) -> Self {
+        Self {
+            me,
+            transport,
+            placement: membership.placement(),
+            members: membership.peers(),
+            status: membership.state(),
+            membership,
+        }
+    }
+
+    /// This node.
+    pub fn me(&self) -> &NodeId {
+        &self.me
+    }
+
+    /// The present placement.
+    pub fn placement(&self) -> Arc<Placement> {
+        Arc::clone(&self.placement.borrow())
+    }
+
+    /// Present placement, own state, and the view hashes that the members publish.
+    pub fn standing(&self) -> (Arc<Placement>, MemberState, BTreeMap<NodeId, u64>) {
+        let members = self.members.borrow();
+        let views = members.iter().map(|(id, peer)| (id.clone(), peer.published.view_hash));
+        (self.placement(), self.status.borrow().state, views.collect())
+    }
+
+    /// Whether this process stood still since it last looked; it has a new incarnation then. To be
+    /// asked before acting on a view (PROTOCOL.md, M3).
+    pub fn stood_still(&self) -> bool {
+        self.membership.stood_still()
+    }
+
+    /// A way to wait for the next change.
+    pub fn changes(&self) -> Changes {
+        Changes {
+            placement: self.placement.clone(),
+            members: self.members.clone(),
+            status: self.status.clone(),
+        }
+    }
+
+    /// All members but this one, by id.
+    pub fn members(&self) -> Arc<BTreeMap<NodeId, PeerInfo>> {
+        Arc::clone(&self.members.borrow())
+    }
+
+    /// Own state and incarnation.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// What frames say of this node.
+    pub fn sender(&self) -> Sender {
+        let incarnation = self.status.borrow().incarnation;
+        Sender {
+            view_hash: self.placement.borrow().view().hash(),
+            generation: incarnation.generation,
+            epoch: incarnation.epoch,
+        }
+    }
+
+    /// Asks a peer to hold spans; waits for its answer at most `deadline`, and less when it makes
+    /// no progress.
+    pub async fn hold(
+        &self,
+        target: &NodeId,
+        hold: &Hold,
+        deadline: Duration,
+    ) -> Result<HoldReply, PeerError> {
+        let peer = self.peer(target).ok_or_else(|| PeerError::NoMember(target.clone()))?;
+        let frame = Frame { kind: kind::HOLD, flags: 0, payload: frame::encode(hold) };
+        let silence = crate::entry::ACK_WAIT;
+        let reply = self.transport.call(&peer, frame, silence, deadline).await?;
+        let reply: HoldReply = frame::decode(reply.payload)
+            .map_err(|source| PeerError::Reply { peer: target.clone(), source })?;
+        self.compare_views(reply.sender.view_hash, peer.address);
+        Ok(reply)
+    }
+
+    /// Tells a peer that spans became done; it asks if this gets lost.
+    pub fn done(&self, target: &NodeId, traces: Vec<DoneTrace>) {
+        let Some(peer) = self.peer(target) else { return };
+        let done = Done { sender: self.sender(), traces };
+        let frame = Frame { kind: kind::DONE, flags: 0, payload: frame::encode(&done) };
+        self.transport.notify(&peer, frame, Delivery::Stream);
+    }
+
+    fn peer(&self, id: &NodeId) -> Option<Peer> {
+        let members = self.members.borrow();
+        let address = members.get(id)?.mesh_address;
+        Some(Peer { address, node_id: Some(Arc::from(id.as_str())) })
+    }
+
+    /// Views that differ are a reason to gossip at once.
+    fn compare_views(&self, view_hash: u64, address: SocketAddr) {
+        if view_hash != 0 && view_hash != self.placement.borrow().view().hash() {
+            self.membership.gossip_with(address);
+        }
+    }
+}
+
+/// The two ends of gossip: membership's, and the one that [`carry`] moves to and from transport.
+pub fn gossip_channels() -> (Carrier, Gossip) {
+    let (outgoing, to_send) = mpsc::channel(GOSSIP_MAX);
+    let (received, incoming) = mpsc::channel(GOSSIP_MAX);
+    (Carrier { outgoing, incoming }, Gossip { to_send, received })
+}
+
+/// Transport's end of gossip.
+pub struct Gossip {
+    to_send: mpsc::Receiver<(SocketAddr, Bytes)>,
+    received: mpsc::Sender<(SocketAddr, Bytes)>,
+}
+
+/// Moves what arrives to where it belongs. Until the shards are there (membership needs gossip
+/// before it is known who this node is), `shards` yields none and Holds are not answered.
+pub fn carry(
+    transport: &Transport,
+    incoming: Incoming,
+    gossip: Gossip,
+    shards: watch::Receiver<Option<(Shards, Peers)>>,
+    tasks: &Tasks,
+) {
+    let Gossip { to_send, received } = gossip;
+    tasks.spawn("gossip out", send_gossip(transport.clone(), to_send));
+    tasks.spawn("frames in", receive(incoming, received, shards, tasks.clone()));
+}
+
+async fn send_gossip(transport: Transport, mut to_send: mpsc::Receiver<(SocketAddr, Bytes)>) {
+    while let Some((address, payload)) = to_send.recv().await {
+        let peer = Peer { address, node_id: None };
+        let frame = Frame { kind: kind::GOSSIP, flags: 0, payload };
+        transport.notify(&peer, frame, Delivery::Datagram);
+    }
+}
+
+async fn receive(
+    mut incoming: Incoming,
+    gossip: mpsc::Sender<(SocketAddr, Bytes)>,
+    shards: watch::Receiver<Option<(Shards, Peers)>>,
+    tasks: Tasks,
+) {
+    let stop = tasks.stopping();
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            received = incoming.next() => received,
+        };
+        let handlers = shards.borrow().clone();
+        match (received, handlers) {
+            (None, _) => return,
+            (Some(Received::Notice { from, frame }), _) if frame.kind == kind::GOSSIP => {
+                // A full queue drops the message: the next round says the same.
+                let _ = gossip.try_send((from.address, frame.payload));
+            }
+            (Some(Received::Notice { from, frame }), Some((shards, peers)))
+                if frame.kind == kind::DONE =>
+            {
+                on_done(&shards, &peers, &from, frame).await;
+            }
+            (Some(Received::Call { from, frame, respond }), Some((shards, peers)))
+                if frame.kind == kind::HOLD =>
+            {
+                let handle = on_hold(shards, peers, from, frame, respond);
+                tasks.spawn("hold", handle);
+            }
+            (Some(Received::Notice { from, frame } | Received::Call { from, frame, .. }), _) => {
+                tracing::debug!(peer = %from.address, kind = frame.kind, "frame not understood");
+            }
+        }
+    }
+}
+
+async fn on_done(shards: &Shards, peers: &Peers, from: &Proved, frame: Frame) {
+    let done: Done = match frame::decode(frame.payload) {
+        Ok(done) => done,
+        Err(error) => {
+            tracing::debug!(peer = %from.node_id, %error, "refused a Done");
+            return;
+        }
+    };
+    peers.compare_views(done.sender.view_hash, from.address);
+    if let Err(error) = shards.on_done(&done.traces).await {
+        tracing::debug!(peer = %from.node_id, %error, "refused a Done");
+    }
+}
+
+async fn on_hold(shards: Shards, peers: Peers, from: Proved, frame: Frame, respond: Responder) {
+    let held = match frame::decode::<Hold>(frame.payload) {
+        Ok(hold) => {
+            peers.compare_views(hold.sender.view_hash, from.address);
+            shards.on_hold(hold).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    match held {
+        Ok(reply) => {
+            let payload = frame::encode(&reply);
+            respond.send(Frame { kind: kind::HOLD, flags: 0, payload });
+        }
+        // No answer is the safe answer: the sender routes around this node.
+        Err(error) => tracing::debug!(peer = %from.node_id, %error, "refused a Hold"),
+    }
+}

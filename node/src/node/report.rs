@@ -1,0 +1,242 @@
+//! What a node says about itself: status document, gauges, and what it gossips of its load.
+//!
+//! Everything is read from where it lives at the moment of asking; nothing is kept but the last view
+//! seen, to count its changes.
+
+use super::Parts;
+use crate::memory::CLIENTS_PERCENT;
+use crate::metrics::{
+    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels, PeerLabels, Role,
+    RoleLabels,
+};
+use crate::status::{self, SpansHeld, State, Status};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracemesh_membership::{MemberState, NodeId, PeerInfo, Placement, Update};
+
+/// How often gauges are set and load is gossiped. Entry nodes look at the gossiped fill levels, so
+/// this is also how stale those may be.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// The document at `/api/v1/status`.
+pub(super) fn status(parts: &Parts) -> Status {
+    let standing = parts.peers.status();
+    let placement = parts.peers.placement();
+    let members = parts.peers.members();
+    let (spans, traces) = parts.shards.held();
+    let mut degraded = Vec::new();
+    if standing.alone {
+        degraded.push("alone".to_owned());
+    }
+    if parts.replicas == 0 || placement.view().members().len() < 2 {
+        degraded.push("unreplicated".to_owned());
+    }
+    if parts.memory.fill_percent() > CLIENTS_PERCENT {
+        degraded.push("full".to_owned());
+    }
+    let mut documents: Vec<status::Member> =
+        members.values().map(|peer| member(&placement, peer)).collect();
+    documents.push(own(parts, &placement));
+    documents.sort_by(|one, other| one.id.cmp(&other.id));
+    Status {
+        id: parts.peers.me().to_string(),
+        cluster: parts.cluster.clone(),
+        state: state(standing.state),
+        ready: standing.state == MemberState::Active && !parts.draining.is_cancelled(),
+        degraded,
+        view: status::View {
+            hash: format!("{:016x}", placement.view().hash()),
+            members: placement.view().members().len() as u64,
+        },
+        members: documents,
+        spans_held: SpansHeld { owner: spans[0], replica: spans[1], stand_in: spans[2] },
+        traces_held: traces,
+        memory_bytes: parts.memory.bytes() as u64,
+        memory_budget_bytes: parts.memory.budget_bytes() as u64,
+        counters: counters(parts),
+    }
+}
+
+fn counters(parts: &Parts) -> BTreeMap<String, u64> {
+    let (route, trace) = (&parts.metrics.route, &parts.metrics.trace);
+    [
+        ("spans_accepted_total", &route.accepted),
+        ("spans_accepted_without_replica_total", &route.accepted_without_replica),
+        ("spans_unacknowledged_total", &route.unacknowledged),
+        ("spans_redelivered_total", &trace.redelivered),
+        ("spans_repaired_total", &trace.repaired),
+        ("spans_exported_total", &trace.exported),
+        ("spans_late_total", &trace.late),
+        ("spans_sampled_out_total", &trace.sampled_out),
+        ("traces_in_parts_total", &trace.in_parts),
+    ]
+    .map(|(name, counter)| (name.to_owned(), counter.get()))
+    .into()
+}
+
+fn own(parts: &Parts, placement: &Placement) -> status::Member {
+    let me = parts.peers.me();
+    let standing = parts.peers.status();
+    let (owned_slots, replica_slots) = share(placement, me);
+    status::Member {
+        id: me.to_string(),
+        state: state(standing.state),
+        generation: standing.incarnation.generation,
+        epoch: u64::from(standing.incarnation.epoch),
+        mesh_address: parts.advertised.to_string(),
+        zone: parts.zone.clone(),
+        weight: parts.weight,
+        owned_slots,
+        replica_slots,
+        fill_percent: u8::try_from(parts.memory.fill_percent()).unwrap_or(100),
+    }
+}
+
+fn member(placement: &Placement, peer: &PeerInfo) -> status::Member {
+    let (owned_slots, replica_slots) = share(placement, &peer.id);
+    status::Member {
+        id: peer.id.to_string(),
+        state: state(peer.published.state),
+        generation: peer.incarnation.generation,
+        epoch: u64::from(peer.incarnation.epoch),
+        mesh_address: peer.mesh_address.to_string(),
+        zone: peer.published.zone.to_string(),
+        weight: f64::from(peer.published.weight.thousandths()) / 1000.0,
+        owned_slots,
+        replica_slots,
+        fill_percent: u8::try_from(peer.published.fill / 10).unwrap_or(100),
+    }
+}
+
+fn share(placement: &Placement, id: &NodeId) -> (u32, u32) {
+    let index = placement.view().position(id).and_then(|at| at.try_into().ok());
+    index.map_or((0, 0), |index| placement.share(index))
+}
+
+fn state(state: MemberState) -> State {
+    match state {
+        MemberState::Joining => State::Joining,
+        MemberState::Active => State::Active,
+        MemberState::Leaving => State::Leaving,
+    }
+}
+
+/// Keeps gauges and gossip up to date, and connections to members only.
+pub(super) async fn keep(parts: Parts, stop: CancellationToken) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Last::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let fill = u16::try_from(parts.memory.fill_percent() * 10).unwrap_or(1000);
+        parts.membership.publish(Update { fill: Some(fill), ..Default::default() });
+        last.close_gone(&parts);
+        last.count_view(&parts);
+        last.count_transport(&parts);
+        set_gauges(&parts);
+    }
+}
+
+#[derive(Default)]
+struct Last {
+    view_hash: Option<u64>,
+    addresses: BTreeSet<SocketAddr>,
+    bytes: [u64; 2],
+    refused: BTreeMap<&'static str, u64>,
+}
+
+impl Last {
+    /// Whoever gossip gave up is not talked to any more.
+    fn close_gone(&mut self, parts: &Parts) {
+        let members = parts.peers.members();
+        let addresses: BTreeSet<_> = members.values().map(|peer| peer.mesh_address).collect();
+        for &gone in self.addresses.difference(&addresses) {
+            parts.transport.close(gone);
+        }
+        self.addresses = addresses;
+    }
+
+    fn count_view(&mut self, parts: &Parts) {
+        let metrics = &parts.metrics.cluster;
+        let placement = parts.peers.placement();
+        let hash = placement.view().hash();
+        if self.view_hash.replace(hash) == Some(hash) {
+            return;
+        }
+        metrics.view_changes.inc();
+        metrics::show_hash(&metrics.view, &format!("{hash:016x}"));
+        let (owned, replicated) = share(&placement, parts.peers.me());
+        for (role, slots) in [(Role::Owner, owned), (Role::Replica, replicated)] {
+            metrics.slots.get_or_create(&RoleLabels { role }).set(i64::from(slots));
+        }
+        let members = placement.view().members();
+        let ids: Vec<_> = members.iter().map(|member| member.id.as_str()).collect();
+        tracing::info!(view = %format_args!("{hash:016x}"), members = ?ids, owned, "view changed");
+    }
+
+    fn count_transport(&mut self, parts: &Parts) {
+        let metrics = &parts.metrics.cluster;
+        let counters = parts.transport.counters();
+        let now = [counters.bytes_out, counters.bytes_in];
+        let directions = [Direction::Sent, Direction::Received];
+        for ((direction, now), last) in directions.into_iter().zip(now).zip(&mut self.bytes) {
+            let counter = metrics.hop_bytes.get_or_create_owned(&DirectionLabels { direction });
+            counter.inc_by(now - std::mem::replace(last, now));
+        }
+        for (cause, count) in &counters.refused {
+            let last = self.refused.entry(cause.label()).or_default();
+            let cause = MeshRefusalLabels { cause: cause.label() };
+            let counter = metrics.mesh_refused.get_or_create_owned(&cause);
+            counter.inc_by(count - std::mem::replace(last, *count));
+        }
+    }
+}
+
+fn set_gauges(parts: &Parts) {
+    let (spans, _) = parts.shards.held();
+    for (role, spans) in [Role::Owner, Role::Replica, Role::StandIn].into_iter().zip(spans) {
+        let gauge = parts.metrics.trace.held.get_or_create_owned(&RoleLabels { role });
+        gauge.set(gauge_of(spans));
+    }
+    let memory = &parts.metrics.memory;
+    memory.memory_bytes.set(gauge_of(parts.memory.bytes() as u64));
+    memory.memory_budget_bytes.set(gauge_of(parts.memory.budget_bytes() as u64));
+    let cluster = &parts.metrics.cluster;
+    let members = parts.peers.members();
+    let own = parts.peers.status().state;
+    let states = members.values().map(|peer| peer.published.state).chain([own]);
+    let states: Vec<MemberState> = states.collect();
+    for (label, state) in [
+        (StateLabel::Joining, MemberState::Joining),
+        (StateLabel::Active, MemberState::Active),
+        (StateLabel::Leaving, MemberState::Leaving),
+    ] {
+        let count = states.iter().filter(|other| **other == state).count();
+        let gauge = cluster.members.get_or_create_owned(&MemberLabels { state: label });
+        gauge.set(gauge_of(count as u64));
+    }
+    for peer in members.values() {
+        if let Some(round_trip) = parts.transport.round_trip(peer.mesh_address) {
+            let labels = PeerLabels { peer: peer.id.to_string() };
+            let gauge = cluster.peer_round_trip_seconds.get_or_create_owned(&labels);
+            gauge.set(round_trip.as_secs_f64());
+        }
+    }
+    let expires = parts.transport.certificate_expires();
+    let left = match expires.duration_since((parts.wall_clock)()) {
+        Ok(left) => left.as_secs_f64(),
+        Err(past) => -past.duration().as_secs_f64(),
+    };
+    cluster.certificate_expires_seconds.set(left);
+}
+
+fn gauge_of(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

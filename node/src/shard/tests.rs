@@ -1,0 +1,508 @@
+//! Each rule of PROTOCOL.md that a shard keeps, by name.
+
+use super::*;
+use crate::cut::{Cut, span_key};
+use crate::decide::KeepAll;
+use crate::frame::Origin;
+use crate::scan::scan;
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use prost::Message;
+use tracemesh_membership::{View, ViewMember, Weight};
+
+const KEY: HashKey = HashKey([7; 16]);
+const LIMITS: Limits = Limits {
+    root_delay: Duration::from_secs(6),
+    age_max: Duration::from_secs(30),
+    spans_max: 1000,
+    bytes_max: 1 << 20,
+    remember: Duration::from_secs(600),
+    remember_bytes_max: 1 << 20,
+};
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn member(id: &str, state: MemberState) -> ViewMember {
+    ViewMember {
+        id: id.into(),
+        incarnation: Incarnation { generation: 1, epoch: 0 },
+        weight: Weight::new(1.0).unwrap(),
+        zone: "".into(),
+        state,
+    }
+}
+
+fn placement(ids: &[&str]) -> Arc<Placement> {
+    let members = ids.iter().map(|id| member(id, MemberState::Active));
+    Arc::new(Placement::new(Arc::new(View::new(members))))
+}
+
+/// The number of a trace that `owner` owns and `replica` replicates.
+fn trace_of(placement: &Placement, owner: &str, replica: Option<&str>) -> u8 {
+    let name = |index: MemberIndex| placement.view().members()[index as usize].id.as_str();
+    let held = |number: &u8| {
+        let holders = placement.holders(KEY.slot(&[*number; 16])).unwrap();
+        name(holders.owner) == owner && holders.replica.map(name) == replica
+    };
+    (1..255).find(held).unwrap()
+}
+
+fn id(trace: u8) -> TraceId {
+    TraceId([trace; 16])
+}
+
+fn span_of(trace: u8, number: u8, parent: &[u8]) -> Span {
+    Span {
+        trace_id: vec![trace; 16],
+        span_id: vec![number; 8],
+        parent_span_id: parent.to_vec(),
+        name: format!("span {number}"),
+        ..Default::default()
+    }
+}
+
+fn root(trace: u8, number: u8) -> Span {
+    span_of(trace, number, &[])
+}
+
+fn child(trace: u8, number: u8) -> Span {
+    span_of(trace, number, &[200; 8])
+}
+
+fn request(spans: Vec<Span>) -> Bytes {
+    let scope_spans = vec![ScopeSpans { spans, ..Default::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..Default::default() }];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
+}
+
+fn key(number: u8) -> SpanKey {
+    span_key(&KEY, [number; 8], 0)
+}
+
+/// A shard of node `me` and a clock.
+struct Rig {
+    shard: Shard,
+    now: Instant,
+    placement: Arc<Placement>,
+}
+
+impl Rig {
+    fn new(me: &str, members: &[&str]) -> Self {
+        Self::deciding(me, members, Box::new(KeepAll))
+    }
+
+    fn deciding(me: &str, members: &[&str], decide: Box<dyn Decide>) -> Self {
+        let now = Instant::now();
+        let placement = placement(members);
+        let sinks = SinkSet::first(1);
+        let shard =
+            Shard::new(me.into(), KEY, LIMITS, sinks, decide, Arc::clone(&placement), now);
+        let mut rig = Self { shard, now, placement: Arc::clone(&placement) };
+        rig.view(placement, MemberState::Active);
+        rig
+    }
+
+    /// A new view that every member publishes.
+    fn view(&mut self, placement: Arc<Placement>, state: MemberState) {
+        let hash = placement.view().hash();
+        let members = placement.view().members();
+        let published = members.iter().map(|member| (member.id.clone(), hash)).collect();
+        self.placement = Arc::clone(&placement);
+        self.shard.on_view(self.now, placement, state, published);
+    }
+
+    fn hold(&mut self, spans: Vec<Span>) {
+        self.hold_from(Origin::Entry, spans);
+    }
+
+    fn hold_from(&mut self, origin: Origin, spans: Vec<Span>) {
+        let request = request(spans);
+        let cut = Cut::new(request.clone(), scan(&request).unwrap(), &KEY);
+        let traces: Vec<u32> = (0..cut.slots().len() as u32).collect();
+        let part = HoldPart { origin, unplaced: false, due_in: LIMITS.age_max };
+        self.shard.on_hold(self.now, &cut, &traces, part);
+        self.check_sums();
+    }
+
+    /// Lets time pass, waking the shard whenever it asks for it.
+    fn pass(&mut self, time: Duration) -> Vec<Effect> {
+        let end = self.now + time;
+        let mut effects = Vec::new();
+        while let Some(wake) = self.shard.next_wake().filter(|&wake| wake <= end) {
+            self.now = self.now.max(wake);
+            self.shard.on_time(self.now);
+            effects.extend(self.shard.take_effects());
+        }
+        self.now = end;
+        self.shard.on_time(end);
+        effects.extend(self.shard.take_effects());
+        self.check_sums();
+        effects
+    }
+
+    fn answer(&mut self, trace: u8, number: u32, answer: Answer) -> Vec<Effect> {
+        self.shard.on_answer(self.now, id(trace), number, 0, answer);
+        self.check_sums();
+        self.shard.take_effects()
+    }
+
+    fn held(&self, trace: u8) -> Option<u32> {
+        let index = self.shard.table.find(id(trace))?;
+        Some(self.shard.table.get(index)?.held_count)
+    }
+
+    /// What is counted along the way is what is there.
+    fn check_sums(&self) {
+        let traces = || self.shard.table.iter().map(|(_, trace)| trace);
+        let bytes: usize = traces().map(Trace::cost_bytes).sum();
+        assert_eq!(self.shard.trace_bytes, bytes);
+        let remembered = traces().filter(|trace| trace.is_remembered());
+        assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum::<usize>());
+        let held: u64 = traces().map(|trace| u64::from(trace.held_count)).sum();
+        assert_eq!(self.shard.held.iter().sum::<u64>(), held);
+    }
+}
+
+/// The one export among `effects`.
+fn export(effects: &[Effect]) -> (Arc<Attempt>, u32) {
+    match effects {
+        [Effect::Export { attempt, number, .. }] => (Arc::clone(attempt), *number),
+        other => panic!("expected one export, not {other:?}"),
+    }
+}
+
+fn done_of(effects: &[Effect]) -> (&NodeId, &DoneTrace) {
+    match effects {
+        [Effect::Done { target, done }] => (target, done),
+        other => panic!("expected one Done, not {other:?}"),
+    }
+}
+
+#[test]
+fn trace_is_exported_whole_when_its_root_has_been_here_for_root_delay() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![child(1, 1)]);
+    rig.pass(seconds(2));
+    rig.hold(vec![root(1, 2)]);
+    assert!(rig.pass(seconds(5)).is_empty());
+    rig.hold(vec![child(1, 3)]);
+    let (attempt, number) = export(&rig.pass(seconds(1)));
+    assert_eq!(attempt.span_count, 3);
+    assert!(rig.answer(1, number, Answer::Acknowledged).is_empty());
+    assert_eq!(rig.held(1), Some(0));
+    let tally = rig.shard.take_tally();
+    assert_eq!((tally.exported, tally.late, tally.in_parts), (3, 0, 0));
+    assert_eq!(tally.decided, [(Cause::Root, Verdict::Keep, Duration::ZERO)]);
+}
+
+#[test]
+fn trace_without_a_root_is_due_at_age_max() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![child(1, 1)]);
+    assert!(rig.pass(seconds(29)).is_empty());
+    export(&rig.pass(seconds(1)));
+    assert_eq!(rig.shard.take_tally().decided[0].0, Cause::Age);
+}
+
+#[test]
+fn trace_of_spans_max_is_due_at_once() {
+    let mut rig = Rig::new("a", &["a"]);
+    let spans = (0..1001_u32).map(|number| Span {
+        span_id: [&[1; 4][..], &number.to_le_bytes()].concat(),
+        ..child(1, 1)
+    });
+    rig.hold(spans.collect());
+    assert_eq!(export(&rig.pass(Duration::ZERO)).0.span_count, 1001);
+    assert_eq!(rig.shard.take_tally().decided[0].0, Cause::Spans);
+}
+
+#[test]
+fn replica_keeps_its_spans_until_done_covers_them() {
+    let mut rig = Rig::new("b", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1), child(trace, 2)]);
+    assert!(rig.pass(seconds(7)).is_empty(), "a replica exports nothing");
+    rig.shard.on_done(rig.now, id(trace), Verdict::Keep, key(1).name());
+    assert_eq!(rig.held(trace), Some(2), "the owner never had span 2");
+    let sum = key(1).name().wrapping_add(key(2).name());
+    rig.shard.on_done(rig.now, id(trace), Verdict::Keep, sum);
+    assert_eq!(rig.held(trace), Some(0));
+    rig.check_sums();
+}
+
+#[test]
+fn owner_tells_its_replica_what_is_done() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    let effects = rig.answer(trace, number, Answer::Acknowledged);
+    let (target, done) = done_of(&effects);
+    assert_eq!(target.as_str(), "b");
+    assert_eq!((done.verdict(), done.sum), (Verdict::Keep, key(1).name()));
+}
+
+#[test]
+fn replica_that_hears_nothing_asks_and_gives_what_the_owner_wants() {
+    let mut rig = Rig::new("b", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1), child(trace, 2)]);
+    let effects = rig.pass(seconds(11));
+    let [Effect::Ask { target, trace: asked, version }] = &effects[..] else {
+        panic!("expected one question, not {effects:?}");
+    };
+    assert_eq!((target.as_str(), asked.names.len()), ("a", 2));
+    let reply = Reply {
+        trace_id: id(trace),
+        wanted: vec![key(2)],
+        done: vec![key(1)],
+        verdict: Verdict::Keep,
+    };
+    let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
+    rig.shard.on_reply(rig.now, target, sender, *version, &reply);
+    let effects = rig.shard.take_effects();
+    let [Effect::Give { spans, .. }] = &effects[..] else {
+        panic!("expected the wanted span, not {effects:?}");
+    };
+    assert_eq!(spans.chunks.iter().flat_map(Chunk::framed_spans).count(), 1);
+    assert_eq!(rig.held(trace), Some(1), "span 1 is done, span 2 is held until it is done too");
+    rig.check_sums();
+}
+
+#[test]
+fn questions_double_their_distance() {
+    let mut rig = Rig::new("b", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    assert_eq!(rig.pass(seconds(11)).len(), 1);
+    assert_eq!(rig.pass(seconds(9)).len(), 0);
+    assert_eq!(rig.pass(seconds(1)).len(), 1);
+    assert_eq!(rig.pass(seconds(600)).len(), 11);
+}
+
+#[test]
+fn replica_decides_when_the_view_makes_it_owner() {
+    let mut rig = Rig::new("b", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    assert!(rig.pass(seconds(7)).is_empty());
+    rig.view(placement(&["b"]), MemberState::Active);
+    assert_eq!(export(&rig.pass(Duration::ZERO)).0.span_count, 1);
+    let tally = rig.shard.take_tally();
+    assert_eq!((tally.taken_over, tally.decided[0].0), (1, Cause::Takeover));
+}
+
+#[test]
+fn owner_waits_for_calm_but_not_for_ever() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    let stale = BTreeMap::from([("b".into(), 1)]);
+    rig.shard.on_view(rig.now, Arc::clone(&rig.placement), MemberState::Active, stale);
+    rig.hold(vec![root(trace, 1)]);
+    assert!(rig.pass(seconds(15)).is_empty());
+    export(&rig.pass(seconds(1)));
+    assert_eq!(rig.shard.take_tally().uncalm, 1);
+}
+
+#[test]
+fn span_that_is_known_is_not_stored_again() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1), root(1, 1)]);
+    rig.hold(vec![root(1, 1), child(1, 2)]);
+    assert_eq!((rig.held(1), rig.shard.take_tally().redelivered), (Some(2), 2));
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.answer(1, number, Answer::Acknowledged);
+    rig.hold(vec![root(1, 1)]);
+    assert_eq!((rig.held(1), rig.shard.take_tally().redelivered), (Some(0), 1));
+    assert!(rig.pass(seconds(60)).is_empty());
+}
+
+#[test]
+fn same_span_id_with_another_kind_is_another_span() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1), Span { kind: 3, ..child(1, 1) }]);
+    assert_eq!(rig.held(1), Some(2));
+}
+
+#[test]
+fn late_span_follows_recorded_verdict_and_says_so() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.answer(1, number, Answer::Acknowledged);
+    rig.hold(vec![child(1, 2)]);
+    let (attempt, number) = export(&rig.pass(Duration::ZERO));
+    let framed = attempt.chunks[0].framed_spans().next().unwrap();
+    let span = Span::decode_length_delimited(&framed[1..]).unwrap();
+    assert_eq!(span.attributes[0].key, process::LATE_ATTRIBUTE);
+    rig.answer(1, number, Answer::Acknowledged);
+    let tally = rig.shard.take_tally();
+    assert_eq!((tally.exported, tally.late, tally.in_parts, tally.decided.len()), (2, 1, 1, 1));
+}
+
+#[test]
+fn attempt_is_made_again_with_the_same_spans_until_acknowledged() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1)]);
+    let (first, number) = export(&rig.pass(seconds(6)));
+    rig.hold(vec![child(1, 2)]);
+    assert!(rig.answer(1, number, Answer::Unanswered).is_empty());
+    let (again, second) = export(&rig.pass(seconds(1)));
+    assert!(Arc::ptr_eq(&first, &again) && number != second);
+    assert!(rig.answer(1, number, Answer::Acknowledged).is_empty(), "an answer to an old try");
+    assert_eq!(rig.held(1), Some(2));
+    rig.answer(1, second, Answer::Acknowledged);
+    let (late, _) = export(&rig.pass(Duration::ZERO));
+    assert_eq!((late.span_count, rig.held(1)), (1, Some(1)));
+    assert_eq!(rig.shard.take_tally().unanswered, 1);
+}
+
+#[test]
+fn former_owner_gives_up_its_attempt_and_asks() {
+    let mut rig = Rig::new("b", &["b"]);
+    let joined = placement(&["a", "b"]);
+    let trace = trace_of(&joined, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.view(joined, MemberState::Active);
+    rig.answer(trace, number, Answer::Again { after: None });
+    let effects = rig.pass(seconds(10));
+    assert!(matches!(&effects[..], [Effect::Ask { .. }]), "{effects:?}");
+}
+
+struct Panics;
+
+impl Decide for Panics {
+    fn decide(&mut self, trace: &Attempt) -> Verdict {
+        assert!(trace.trace_id != id(13), "planted");
+        Verdict::SampledOut
+    }
+}
+
+#[test]
+fn trace_that_makes_deciding_panic_costs_that_trace_only() {
+    let mut rig = Rig::deciding("a", &["a"], Box::new(Panics));
+    rig.hold(vec![root(13, 1), root(14, 1)]);
+    let effects = rig.pass(seconds(6));
+    let [Effect::DeadLetter { attempt, number }] = &effects[..] else {
+        panic!("expected one dead letter, not {effects:?}");
+    };
+    assert_eq!((attempt.trace_id, attempt.span_count), (id(13), 1));
+    rig.answer(13, *number, Answer::Refused);
+    let tally = rig.shard.take_tally();
+    assert_eq!((tally.poison, tally.sampled_out), (1, 1));
+    assert_eq!((rig.held(13), rig.held(14)), (Some(0), Some(0)));
+}
+
+#[test]
+fn dead_letter_that_could_not_be_written_is_tried_again() {
+    let mut rig = Rig::deciding("a", &["a"], Box::new(Panics));
+    rig.hold(vec![root(13, 1)]);
+    let effects = rig.pass(seconds(6));
+    let [Effect::DeadLetter { number, .. }] = &effects[..] else { panic!("{effects:?}") };
+    rig.answer(13, *number, Answer::Again { after: None });
+    assert_eq!(rig.held(13), Some(1));
+    assert!(matches!(&rig.pass(seconds(1))[..], [Effect::DeadLetter { .. }]));
+}
+
+#[test]
+fn done_traces_are_forgotten_when_their_time_is_over() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.answer(1, number, Answer::Acknowledged);
+    rig.pass(seconds(599));
+    assert_eq!(rig.shard.trace_count(), 1);
+    rig.pass(seconds(1));
+    assert_eq!((rig.shard.trace_count(), rig.shard.trace_bytes), (0, 0));
+    assert_eq!(rig.shard.take_tally().forgotten_early, 0);
+}
+
+#[test]
+fn oldest_remembered_trace_goes_first_when_memory_is_short() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.shard.limits.remember_bytes_max = 800;
+    for trace in 1..10 {
+        rig.hold(vec![root(trace, 1)]);
+        let (_, number) = export(&rig.pass(seconds(6)));
+        rig.answer(trace, number, Answer::Acknowledged);
+    }
+    assert!(rig.shard.take_tally().forgotten_early > 0);
+    assert_eq!((rig.held(1), rig.held(9)), (None, Some(0)));
+}
+
+#[test]
+fn last_node_to_leave_decides_at_once() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![child(1, 1)]);
+    let leaving = View::new([member("a", MemberState::Leaving)]);
+    rig.view(Arc::new(Placement::new(Arc::new(leaving))), MemberState::Leaving);
+    export(&rig.pass(Duration::ZERO));
+    assert_eq!(rig.shard.take_tally().decided[0].0, Cause::Drain);
+}
+
+#[test]
+fn leaving_node_forgets_only_what_the_present_owner_confirmed() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    rig.view(placement(&["b"]), MemberState::Leaving);
+    let effects = rig.pass(Duration::ZERO);
+    let [Effect::Ask { target, version, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let view = rig.shard.view_hash();
+    let present = Incarnation { generation: 1, epoch: 0 };
+    let former = Incarnation { generation: 0, epoch: 9 };
+    let all_held = Reply::new(id(trace), None);
+    let mut reply = |sender, version| {
+        rig.shard.on_reply(rig.now, target, sender, version, &all_held);
+        rig.held(trace)
+    };
+    assert_eq!(reply((view + 1, present), *version), Some(1), "another view");
+    assert_eq!(reply((view, former), *version), Some(1), "another incarnation");
+    assert_eq!(reply((view, present), version + 1), Some(1), "another version");
+    assert_eq!(reply((view, present), *version), None);
+    rig.check_sums();
+}
+
+#[test]
+fn names_are_compared_with_what_is_held_and_done() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.answer(1, number, Answer::Acknowledged);
+    rig.hold(vec![child(1, 2)]);
+    let named = HoldTrace {
+        trace_id: trace_id_bytes(id(1)),
+        due_in_ms: 0,
+        names: vec![key(1).name(), key(2).name(), key(3).name()],
+        done: Vec::new(),
+        verdict: Verdict::None.into(),
+    };
+    let reply = rig.shard.on_names(rig.now, id(1), &named).unwrap();
+    assert_eq!((reply.wanted, reply.done), (vec![key(3).name()], vec![key(1).name()]));
+    let unknown = rig.shard.on_names(rig.now, id(2), &named).unwrap();
+    assert_eq!(unknown.wanted, named.names);
+    assert_eq!(rig.held(2), None, "names alone hold nothing");
+}
+
+#[test]
+fn span_said_to_be_done_elsewhere_is_done_here() {
+    let mut rig = Rig::new("b", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1), child(trace, 2)]);
+    let named = HoldTrace {
+        trace_id: trace_id_bytes(id(trace)),
+        due_in_ms: 0,
+        names: Vec::new(),
+        done: vec![key(1).name(), key(9).name()],
+        verdict: Verdict::Keep.into(),
+    };
+    rig.shard.on_names(rig.now, id(trace), &named);
+    rig.check_sums();
+    assert_eq!(rig.held(trace), Some(1));
+    rig.hold(vec![child(trace, 9)]);
+    assert_eq!(rig.held(trace), Some(1), "span 9 is known as done");
+}

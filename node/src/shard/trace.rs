@@ -1,0 +1,355 @@
+//! One trace as a shard keeps it: the keys of its spans, and the bytes of those it still holds.
+//!
+//! The layout is what makes a held span cheap: a key is one word whose two low bits are its state,
+//! and spans that came together share one allocation. The invariant: chunk `c` holds exactly the
+//! spans of the keys `c.first .. c.first + c.count`, in that order. A chunk is freed when all its
+//! spans are done, and counted whole until then. Nothing here knows of owners, time or the network.
+
+use crate::frame::Verdict;
+use crate::spans::{Chunk, Scope, TraceId};
+use hashbrown::HashTable;
+use std::mem::size_of;
+use std::sync::Arc;
+use tracemesh_membership::Slot;
+
+/// Up to here a trace finds a key by walking through all; above, through an index, so that a giant
+/// trace does not cost the square of its size.
+const WALKED_KEYS_MAX: usize = 64;
+
+/// What an `Arc<[u8]>` costs besides its bytes and its pointer: two counters, and the allocator's
+/// word and rounding.
+const CHUNK_ALLOCATION_BYTES: usize = 16 + 16;
+
+/// An entry in the shard's hash table, and one in each of its two queues.
+const QUEUE_BYTES: usize = 8 + 16 + 24;
+
+const STATE_BITS: u64 = 0b11;
+
+/// The 64-bit keyed hash of a span's id and kind, its two low bits zero (PROTOCOL.md: span key; on
+/// the wire a *name*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpanKey(u64);
+
+impl SpanKey {
+    /// The key of a hash, or of a name from the wire.
+    pub fn new(hash: u64) -> Self {
+        Self(hash & !STATE_BITS)
+    }
+
+    /// As frames carry it.
+    pub fn name(self) -> u64 {
+        self.0
+    }
+}
+
+/// What a node knows of a span whose key it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpanState {
+    /// Its bytes are here.
+    Held,
+    /// Its bytes are here, and in the export attempt in flight.
+    Sending,
+    /// It is finished: the bytes are gone, or go with their chunk.
+    Done,
+}
+
+impl SpanState {
+    fn of(word: u64) -> Self {
+        match word & STATE_BITS {
+            0 => Self::Held,
+            1 => Self::Sending,
+            _ => Self::Done,
+        }
+    }
+
+    fn bits(self) -> u64 {
+        match self {
+            Self::Held => 0,
+            Self::Sending => 1,
+            Self::Done => 2,
+        }
+    }
+}
+
+/// Spans of one scope that came in one frame.
+#[derive(Debug)]
+struct Stored {
+    chunk: Chunk,
+    first: u32,
+    count: u32,
+}
+
+/// One trace, held or remembered.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    pub(crate) id: TraceId,
+    pub(crate) slot: Slot,
+    pub(crate) verdict: Verdict,
+    /// A root span came: the trace is due `root_delay` after it.
+    pub(crate) rooted: bool,
+    /// Another holder may lack something (PROTOCOL.md, H3).
+    pub(crate) unplaced: bool,
+    /// It became mine to decide by a view change, after it was due.
+    pub(crate) taken_over: bool,
+    /// How often the owner was asked since something last changed.
+    pub(crate) asked: u8,
+    /// +1 at every change of spans or verdict.
+    pub(crate) version: u32,
+    /// Held and sending spans.
+    pub(crate) held_count: u32,
+    /// When it should be decided, in ms since the shard's start; only ever moves earlier.
+    pub(crate) due_ms: u64,
+    /// The one wake-up in the queue that counts; others of this trace are stale.
+    pub(crate) wake_ms: u64,
+    /// Until when a trace of which nothing is held is remembered; 0 when something is held.
+    pub(crate) remembered_until_ms: u64,
+    words: Vec<u64>,
+    stored: Vec<Stored>,
+    index: Option<Box<HashTable<u32>>>,
+    bytes: usize,
+}
+
+impl Trace {
+    pub(crate) fn new(id: TraceId, slot: Slot) -> Self {
+        Self {
+            id,
+            slot,
+            verdict: Verdict::None,
+            rooted: false,
+            unplaced: false,
+            taken_over: false,
+            asked: 0,
+            version: 0,
+            held_count: 0,
+            due_ms: u64::MAX,
+            wake_ms: u64::MAX,
+            remembered_until_ms: 0,
+            words: Vec::new(),
+            stored: Vec::new(),
+            index: None,
+            bytes: 0,
+        }
+    }
+
+    /// Bytes of spans that are held here, those of done spans included whose chunk is not yet free.
+    pub(crate) fn span_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All that this trace takes, for the memory budget.
+    pub(crate) fn cost_bytes(&self) -> usize {
+        size_of::<Self>()
+            + QUEUE_BYTES
+            + self.words.capacity() * size_of::<u64>()
+            + self.stored.capacity() * size_of::<Stored>()
+            + self.stored.len() * CHUNK_ALLOCATION_BYTES
+            + self.index.as_ref().map_or(0, |index| index.capacity() * 5)
+            + self.bytes
+    }
+
+    pub(crate) fn is_remembered(&self) -> bool {
+        self.remembered_until_ms != 0
+    }
+
+    pub(crate) fn key_count(&self) -> usize {
+        self.words.len()
+    }
+
+    pub(crate) fn state(&self, key: SpanKey) -> Option<SpanState> {
+        self.position(key).map(|at| SpanState::of(self.words[at]))
+    }
+
+    /// Makes room for so many keys and chunks; what stays unused goes with [`Self::shrink`].
+    pub(crate) fn reserve(&mut self, keys: usize, chunks: usize) {
+        self.words.reserve_exact(keys);
+        self.stored.reserve_exact(chunks);
+    }
+
+    pub(crate) fn shrink(&mut self) {
+        self.words.shrink_to_fit();
+        self.stored.shrink_to_fit();
+    }
+
+    /// Adds a key that is not known yet.
+    pub(crate) fn push(&mut self, key: SpanKey, state: SpanState) {
+        let at = u32::try_from(self.words.len()).unwrap_or(u32::MAX);
+        self.words.push(key.0 | state.bits());
+        if let SpanState::Held | SpanState::Sending = state {
+            self.held_count += 1;
+        }
+        match &mut self.index {
+            Some(index) => {
+                index.insert_unique(key.0, at, |&at| self.words[at as usize] & !STATE_BITS);
+            }
+            None if self.words.len() > WALKED_KEYS_MAX => self.build_index(),
+            None => {}
+        }
+    }
+
+    /// Adds the bytes of the last `count` keys pushed, and empties `spans`.
+    pub(crate) fn store(&mut self, scope: Arc<Scope>, spans: &mut Vec<u8>, count: u32) {
+        let first = u32::try_from(self.words.len()).unwrap_or(u32::MAX) - count;
+        self.bytes += spans.len();
+        let chunk = Chunk { scope, spans: Arc::from(spans.as_slice()) };
+        spans.clear();
+        self.stored.push(Stored { chunk, first, count });
+    }
+
+    /// Marks one known span as done; whether that changed anything.
+    pub(crate) fn finish(&mut self, key: SpanKey) -> bool {
+        let Some(at) = self.position(key) else { return false };
+        if SpanState::of(self.words[at]) == SpanState::Done {
+            return false;
+        }
+        self.words[at] = key.0 | SpanState::Done.bits();
+        self.held_count -= 1;
+        true
+    }
+
+    /// Marks all spans that are in `from` as `to`; how many there were.
+    pub(crate) fn turn(&mut self, from: SpanState, to: SpanState) -> u32 {
+        let mut turned = 0;
+        for word in self.words.iter_mut().filter(|word| SpanState::of(**word) == from) {
+            *word = *word & !STATE_BITS | to.bits();
+            turned += 1;
+        }
+        if from != SpanState::Done && to == SpanState::Done {
+            self.held_count -= turned;
+        }
+        turned
+    }
+
+    /// Frees the chunks of which every span is done, and what the vectors do not need any more.
+    pub(crate) fn free_done(&mut self) {
+        let words = &self.words;
+        let mut freed = 0;
+        self.stored.retain(|stored| {
+            let range = stored.first as usize..(stored.first + stored.count) as usize;
+            let done = words[range].iter().all(|&word| SpanState::of(word) == SpanState::Done);
+            if done {
+                freed += stored.chunk.spans.len();
+            }
+            !done
+        });
+        if freed > 0 {
+            self.bytes -= freed;
+            self.shrink();
+        }
+    }
+
+    /// The wrapping sum of the keys that are done, as [`Done`](crate::frame::Done) carries it.
+    pub(crate) fn done_sum(&self) -> u64 {
+        self.keys_in(SpanState::Done).fold(0, |sum, key| sum.wrapping_add(key.0))
+    }
+
+    /// The wrapping sum of all keys.
+    pub(crate) fn sum(&self) -> u64 {
+        self.words.iter().fold(0, |sum, word| sum.wrapping_add(word & !STATE_BITS))
+    }
+
+    pub(crate) fn keys_in(&self, state: SpanState) -> impl Iterator<Item = SpanKey> {
+        self.words
+            .iter()
+            .filter(move |word| SpanState::of(**word) == state)
+            .map(|word| SpanKey(word & !STATE_BITS))
+    }
+
+    pub(crate) fn has_done(&self) -> bool {
+        self.keys_in(SpanState::Done).next().is_some()
+    }
+
+    /// The bytes of all spans for which `wanted` says so, sharing the chunks that are wanted whole.
+    pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> Vec<Chunk> {
+        let mut chunks = Vec::with_capacity(self.stored.len());
+        for stored in &self.stored {
+            let range = stored.first as usize..(stored.first + stored.count) as usize;
+            let words = &self.words[range];
+            let is_wanted =
+                |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
+            let count = words.iter().filter(|word| is_wanted(word)).count();
+            if count == words.len() {
+                chunks.push(stored.chunk.clone());
+            } else if count > 0 {
+                let mut spans = Vec::with_capacity(stored.chunk.spans.len());
+                for (span, word) in stored.chunk.framed_spans().zip(words) {
+                    if is_wanted(word) {
+                        spans.extend_from_slice(span);
+                    }
+                }
+                chunks.push(Chunk { scope: stored.chunk.scope.clone(), spans: spans.into() });
+            }
+        }
+        chunks
+    }
+
+    fn position(&self, key: SpanKey) -> Option<usize> {
+        match &self.index {
+            Some(index) => index
+                .find(key.0, |&at| self.words[at as usize] & !STATE_BITS == key.0)
+                .map(|&at| at as usize),
+            None => self.words.iter().position(|word| word & !STATE_BITS == key.0),
+        }
+    }
+
+    fn build_index(&mut self) {
+        let mut index = HashTable::with_capacity(self.words.len() * 2);
+        for (at, word) in self.words.iter().enumerate() {
+            let at = u32::try_from(at).unwrap_or(u32::MAX);
+            index.insert_unique(word & !STATE_BITS, at, |&at| {
+                self.words[at as usize] & !STATE_BITS
+            });
+        }
+        self.index = Some(Box::new(index));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spans::Resource;
+
+    fn trace_of(keys: std::ops::Range<u64>) -> Trace {
+        let mut trace = Trace::new(TraceId([1; 16]), Slot(0));
+        let mut spans = Vec::new();
+        for key in keys.clone() {
+            trace.push(SpanKey::new(key << 2), SpanState::Held);
+            spans.extend([0x12, 1, key as u8]);
+        }
+        let resource = Arc::new(Resource { fields: Box::default() });
+        let scope = Arc::new(Scope { resource, fields: Box::default() });
+        trace.store(scope, &mut spans, keys.count() as u32);
+        trace
+    }
+
+    #[test]
+    fn chunk_is_freed_only_when_all_its_spans_are_done() {
+        let mut trace = trace_of(1..4);
+        assert!(trace.finish(SpanKey::new(4)));
+        assert!(!trace.finish(SpanKey::new(4)));
+        trace.free_done();
+        assert_eq!((trace.held_count, trace.span_bytes()), (2, 9));
+        assert_eq!(trace.turn(SpanState::Held, SpanState::Done), 2);
+        trace.free_done();
+        assert_eq!((trace.held_count, trace.span_bytes()), (0, 0));
+        assert_eq!(trace.done_sum(), 4 + 8 + 12);
+        assert_eq!(trace.done_sum(), trace.sum());
+    }
+
+    #[test]
+    fn only_wanted_spans_of_a_chunk_are_given() {
+        let trace = trace_of(1..4);
+        let chunks = trace.chunks(|key, _| key == SpanKey::new(8));
+        assert_eq!(chunks.len(), 1);
+        assert_eq!(chunks[0].spans.as_ref(), [0x12, 1, 2]);
+    }
+
+    #[test]
+    fn giant_trace_finds_its_keys_through_the_index() {
+        let trace = trace_of(0..5000);
+        for key in 0..5000_u64 {
+            assert_eq!(trace.state(SpanKey::new(key << 2)), Some(SpanState::Held), "{key}");
+        }
+        assert_eq!(trace.state(SpanKey::new(5000 << 2)), None);
+        assert!(trace.index.is_some());
+    }
+}

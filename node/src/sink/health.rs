@@ -1,0 +1,101 @@
+//! Whether something works now, told once: a gauge, and one log line an outage.
+//!
+//! Its owner logs, as only it knows how bad an outage is. Something that fails and works in turns
+//! is logged at most every [`LOG_EVERY`], so nothing outside can fill the log.
+
+use prometheus_client::metrics::gauge::Gauge;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Log lines about one thing are at least so far apart: six a minute can be read.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Lets through one log line every [`LOG_EVERY`].
+#[derive(Default)]
+pub(super) struct Pace {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// Whether to log now.
+    pub(super) fn due(&self) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = last.is_none_or(|last| now - last >= LOG_EVERY);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+pub(super) struct Health {
+    gauge: Gauge,
+    state: Mutex<State>,
+    pace: Pace,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Up,
+    /// `told`: the outage was logged, so its end should be.
+    Down {
+        told: bool,
+    },
+}
+
+impl Health {
+    /// Works until it is told otherwise.
+    pub(super) fn new(gauge: Gauge) -> Self {
+        gauge.set(1);
+        Self {
+            gauge,
+            state: Mutex::new(State::Up),
+            pace: Pace::default(),
+        }
+    }
+
+    /// It failed for now. True when that should be logged.
+    pub(super) fn down(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != State::Up {
+            return false;
+        }
+        let told = self.pace.due();
+        *state = State::Down { told };
+        self.gauge.set(0);
+        told
+    }
+
+    /// It worked. True when the end of an outage should be logged.
+    pub(super) fn up(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = *state == State::Down { told: true };
+        *state = State::Up;
+        self.gauge.set(1);
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_told_once_and_flapping_not_every_time() {
+        let gauge = Gauge::default();
+        let health = Health::new(gauge.clone());
+        assert_eq!(gauge.get(), 1);
+        assert_eq!(
+            (health.up(), health.down(), health.down()),
+            (false, true, false)
+        );
+        assert_eq!(gauge.get(), 0);
+        assert_eq!((health.up(), health.up()), (true, false));
+        assert_eq!(gauge.get(), 1);
+        assert_eq!((health.down(), health.up()), (false, false));
+        tokio::time::advance(LOG_EVERY).await;
+        assert_eq!((health.down(), health.up()), (true, true));
+    }
+}

@@ -1,0 +1,220 @@
+//! The OTLP sink: export requests over gRPC.
+//!
+//! What an answer means is OTLP's: acknowledged, later, or never. A request that will never be
+//! taken is halved and sent again until the attempt to blame is alone, so a poisonous trace costs
+//! the others nothing but time; alone, it becomes a dead letter. A request that makes encoding
+//! panic goes the same way.
+//!
+//! The invariant: an attempt is acknowledged only when the server said so of each of its requests,
+//! and refused only when the server itself, not something on the way to it, said never. Bounded by
+//! [`REQUESTS_IN_FLIGHT_MAX`] requests of `request_bytes_max`, each for [`ATTEMPT_MAX`]. The
+//! connection is made by the first request, and again by the first after it broke; no retry here.
+
+mod client;
+
+pub(super) use client::Client;
+
+use super::dead_letter::DeadLetters;
+use super::health::{Health, Pace};
+use super::metrics::SinkMetrics;
+use super::queue::{Batching, Inbox, Pending};
+use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
+use bytes::Bytes;
+use client::Answer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::select;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Enough to keep a link busy while answers travel; with requests of 3 MiB, 12 MiB of copies.
+const REQUESTS_IN_FLIGHT_MAX: usize = 4;
+
+/// A busy sink's request carries at least so many traces: what a request costs by itself is then
+/// spread over some 500 spans.
+const TRACES_MIN: usize = 64;
+
+/// A trace waits no longer than this for the company of others.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Attempts as requests of at most a size; a test puts one here that panics.
+type Encode = fn(&[Arc<Attempt>], usize) -> Vec<Bytes>;
+
+pub(super) struct Worker {
+    exporter: Arc<Exporter>,
+}
+
+/// What the tasks of requests share.
+struct Exporter {
+    client: Client,
+    request_bytes_max: usize,
+    encode: Encode,
+    metrics: SinkMetrics,
+    health: Health,
+    rejections: Pace,
+    dead_letters: DeadLetters,
+}
+
+impl Worker {
+    pub(super) fn new(
+        client: Client,
+        request_bytes_max: usize,
+        metrics: SinkMetrics,
+        dead_letters: DeadLetters,
+    ) -> Self {
+        let exporter = Exporter {
+            client,
+            request_bytes_max,
+            encode: request::encode,
+            health: Health::new(metrics.up.clone()),
+            rejections: Pace::default(),
+            metrics,
+            dead_letters,
+        };
+        Self {
+            exporter: Arc::new(exporter),
+        }
+    }
+
+    /// Works until nobody submits any more, or `stop`; then finishes what is in flight.
+    pub(super) async fn run(self, mut inbox: Inbox, stop: CancellationToken) {
+        let bytes_max = self.exporter.request_bytes_max;
+        let batching = Batching {
+            count_min: TRACES_MIN,
+            linger: LINGER,
+            bytes_max,
+        };
+        let mut in_flight = JoinSet::new();
+        loop {
+            while in_flight.len() >= REQUESTS_IN_FLIGHT_MAX {
+                in_flight.join_next().await.and_then(joined);
+            }
+            let batch = select! {
+                biased;
+                () = stop.cancelled() => break,
+                batch = inbox.next_batch(&batching) => batch,
+            };
+            let Some(batch) = batch else { break };
+            in_flight.spawn(self.exporter.clone().deliver(batch));
+        }
+        drop(inbox);
+        while let Some(ended) = in_flight.join_next().await {
+            joined(ended);
+        }
+    }
+}
+
+impl Exporter {
+    /// Answers every attempt of the batch. Ends at the first passing trouble, so at most
+    /// [`ATTEMPT_MAX`] after the last answer of the server.
+    async fn deliver(self: Arc<Self>, batch: Vec<Pending>) {
+        let mut parts = vec![batch];
+        while let Some(mut part) = parts.pop() {
+            part.retain(|pending| !pending.is_cancelled());
+            if part.is_empty() {
+                continue;
+            }
+            match self.send(&part).await {
+                Answer::Taken {
+                    rejected_span_count,
+                    message,
+                } => {
+                    self.on_taken(&part, rejected_span_count, &message);
+                    part.into_iter()
+                        .for_each(|pending| pending.answer(Outcome::Acknowledged));
+                }
+                Answer::Later { after, reason } => {
+                    self.on_later(&reason);
+                    let rest = parts.into_iter().flatten().chain(part);
+                    return rest.for_each(|pending| pending.answer(Outcome::Again { after }));
+                }
+                Answer::Never { reason } if part.len() == 1 => {
+                    self.on_answer();
+                    for pending in part {
+                        self.refuse(pending, reason.clone()).await;
+                    }
+                }
+                Answer::Never { .. } => {
+                    self.on_answer();
+                    parts.push(part.split_off(part.len() / 2));
+                    parts.push(part);
+                }
+            }
+        }
+    }
+
+    /// One attempt at sending a part: its requests one after the other, until one is not taken.
+    async fn send(&self, part: &[Pending]) -> Answer {
+        let deadline = Instant::now() + ATTEMPT_MAX;
+        let attempts: Vec<_> = part.iter().map(|pending| pending.attempt.clone()).collect();
+        let requests = match guarded(|| (self.encode)(&attempts, self.request_bytes_max)) {
+            Ok(requests) => requests,
+            Err(reason) => return Answer::Never { reason },
+        };
+        let mut rejected = (0, String::new());
+        for request in requests {
+            let start = Instant::now();
+            let answer = self.client.call(request, deadline).await;
+            self.metrics.seconds.observe(start.elapsed().as_secs_f64());
+            match answer {
+                Answer::Taken {
+                    rejected_span_count,
+                    message,
+                } if rejected_span_count > 0 => {
+                    rejected = (rejected.0 + rejected_span_count, message);
+                }
+                Answer::Taken { .. } => {}
+                Answer::Later { .. } | Answer::Never { .. } => return answer,
+            }
+        }
+        Answer::Taken {
+            rejected_span_count: rejected.0,
+            message: rejected.1,
+        }
+    }
+
+    /// Rejected spans cannot be told from the others, and OTLP forbids to send them again: they are
+    /// counted, and the attempts acknowledged.
+    fn on_taken(&self, part: &[Pending], rejected_span_count: u64, message: &str) {
+        self.on_answer();
+        let span_count: u64 = part.iter().map(|p| u64::from(p.attempt.span_count)).sum();
+        let rejected_span_count = rejected_span_count.min(span_count);
+        self.metrics.spans.inc_by(span_count - rejected_span_count);
+        self.metrics.spans_rejected.inc_by(rejected_span_count);
+        if rejected_span_count > 0 && self.rejections.due() {
+            let (sink, endpoint) = (self.client.sink(), self.client.endpoint());
+            let span_count = rejected_span_count;
+            tracing::warn!(
+                sink,
+                endpoint,
+                span_count,
+                message,
+                "sink rejected spans for good"
+            );
+        }
+    }
+
+    fn on_answer(&self) {
+        if self.health.up() {
+            tracing::info!(sink = self.client.sink(), "sink answers again");
+        }
+    }
+
+    fn on_later(&self, reason: &str) {
+        if self.health.down() {
+            let (sink, endpoint) = (self.client.sink(), self.client.endpoint());
+            tracing::warn!(sink, endpoint, reason, "sink takes nothing; traces wait");
+        }
+    }
+
+    async fn refuse(&self, pending: Pending, reason: String) {
+        let letters = self.dead_letters.clone();
+        let attempt = pending.attempt.clone();
+        let written = spawn_blocking(move || letters.refuse(&attempt, &reason)).await;
+        pending.answer(joined(written).unwrap_or(Outcome::AGAIN));
+    }
+}
+
+#[cfg(test)]
+mod tests;

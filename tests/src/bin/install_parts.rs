@@ -1,0 +1,9 @@
+//! Installs the parts that others wrote, before the tests that need them do it one by one.
+
+use tracemesh_tests::parts;
+
+fn main() {
+    parts::otelcol();
+    parts::telemetrygen();
+    parts::python_with_sdk();
+}

@@ -1,0 +1,61 @@
+//! Waiting for a condition, with a deadline.
+//!
+//! Nothing else in the tests sleeps: a fixed pause is too short on a busy machine and too long on
+//! all others. The deadline is generous, because it is met only when a test fails.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a condition may take to become true: far longer than any takes on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The pause between two looks at a condition: short beside what tests wait for, long beside a
+/// look.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Looks at `condition` until it yields a value. `what` completes the sentence "waited in vain for
+/// …".
+///
+/// # Panics
+/// After [`DEADLINE`].
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, condition)
+}
+
+/// As [`wait_for`], with a deadline of one's own.
+///
+/// # Panics
+/// After `deadline`.
+pub fn wait_within<T>(
+    deadline: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(
+            begin.elapsed() < deadline,
+            "waited {deadline:?} in vain for {what}"
+        );
+        pause();
+    }
+}
+
+/// Waits until `condition` is true; see [`wait_for`].
+///
+/// # Panics
+/// After [`DEADLINE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the pause between two looks at a condition"
+)]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}

@@ -1,0 +1,173 @@
+//! Who must not get in. Each test ends with a mesh that has its own members and takes spans.
+
+use crate::host;
+use crate::mesh::{Authority, Validity, key_file, start, with_key};
+use crate::otlp::{Noise, PROTOBUF, encoded, hex, trace, trace_id};
+use serde_json::json;
+use std::net::UdpSocket;
+use tracemesh_tests::node::{Node, Settings};
+use tracemesh_tests::traces;
+use tracemesh_tests::wait::wait_until;
+
+/// Counts who was refused at the mesh port, by reason.
+const REFUSED: &str = "tracemesh_peers_refused_total";
+
+/// Starts an intruder with the mesh as its seed, and waits until it gave up: alone, or ended.
+fn intrude(settings: Settings, mesh: &[Node]) -> Node {
+    let settings = settings.with("cluster.alone_after", json!("2s"));
+    let mut intruder = settings.with_seed(&mesh[0].mesh_address()).launch();
+    wait_until("the intruder to be alone", || {
+        intruder.program().ended().is_some() || intruder.is_ready()
+    });
+    assert!(intruder.program().ended().is_some() || intruder.member_count() == 1);
+    intruder
+}
+
+/// Somebody was refused, which is counted; each reason is logged once however often it was.
+fn assert_counted_and_logged_once(node: &Node) {
+    wait_until("a refusal to be counted", || {
+        node.metrics().sum(REFUSED, &[]) >= 1.0
+    });
+    let output = node.output();
+    let lines: Vec<_> = output
+        .lines()
+        .filter(|line| line.contains("logged once"))
+        .collect();
+    assert!(
+        !lines.is_empty() && lines.len() <= 2,
+        "a line a reason, not {lines:#?}"
+    );
+}
+
+/// The mesh has its own members only, and a trace in parts meets on one of them.
+fn assert_goes_on(mesh: &[Node]) {
+    let id = trace_id(1);
+    let spans = trace(&id, mesh.len() as u64);
+    for (node, span) in mesh.iter().zip(spans) {
+        assert_eq!(node.post(PROTOBUF, &encoded(vec![span])).status, 200);
+    }
+    let counts = || traces::span_counts(mesh.iter().map(Node::trace_file));
+    wait_until("the trace", || counts().contains_key(&hex(&id)));
+    assert_eq!(counts()[&hex(&id)], [mesh.len()]);
+    for node in mesh {
+        assert_eq!(node.member_count(), mesh.len());
+        assert!(!node.output().contains("panicked"), "{}", node.output());
+    }
+}
+
+#[test]
+fn node_with_another_key_stays_outside() {
+    let host = host();
+    let mesh = start(&with_key(host.nodes(&["a", "b"]), &key_file(&host, "ours")));
+    let other = key_file(&host, "theirs");
+    let _intruder = intrude(host.node("x").with("cluster.key_file", json!(other)), &mesh);
+    assert_counted_and_logged_once(&mesh[0]);
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn node_without_a_key_stays_outside() {
+    let host = host();
+    let mesh = start(&with_key(host.nodes(&["a", "b"]), &key_file(&host, "ours")));
+    let _intruder = intrude(host.node("x"), &mesh);
+    assert_counted_and_logged_once(&mesh[0]);
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn node_of_another_cluster_stays_outside() {
+    let host = host();
+    let key = key_file(&host, "ours");
+    let mesh = start(&with_key(host.nodes(&["a", "b"]), &key));
+    let other = host.node("x").with("cluster.name", json!("elsewhere"));
+    let _intruder = intrude(other.with("cluster.key_file", json!(key)), &mesh);
+    assert_counted_and_logged_once(&mesh[0]);
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn node_with_an_expired_certificate_stays_outside() {
+    let host = host();
+    let authority = Authority::new();
+    let mut settings = host.nodes(&["a", "b"]);
+    for (settings, id) in settings.iter_mut().zip(["a", "b"]) {
+        settings.set("cluster.tls", authority.issue(&host, id, Validity::Now));
+    }
+    let mesh = start(&settings);
+    let expired = authority.issue(&host, "x", Validity::Expired);
+    let mut intruder = intrude(host.node("x").with("cluster.tls", expired), &mesh);
+    if intruder.program().ended().is_some() {
+        // It looked at its own certificate first.
+        assert!(
+            intruder.output().contains("expired"),
+            "{}",
+            intruder.output()
+        );
+    } else {
+        assert_counted_and_logged_once(&mesh[0]);
+    }
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn node_of_another_authority_stays_outside() {
+    let host = host();
+    let authority = Authority::new();
+    let mut settings = host.nodes(&["a", "b"]);
+    for (settings, id) in settings.iter_mut().zip(["a", "b"]) {
+        settings.set("cluster.tls", authority.issue(&host, id, Validity::Now));
+    }
+    let mesh = start(&settings);
+    let other = Authority::new().issue(&host, "x", Validity::Now);
+    let _intruder = intrude(host.node("x").with("cluster.tls", other), &mesh);
+    assert_counted_and_logged_once(&mesh[0]);
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn noise_and_forged_gossip_at_the_mesh_port_change_nothing() {
+    let host = host();
+    let mesh = start(&host.nodes(&["a", "b"]));
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port of loopback is free");
+    let send = |bytes: &[u8]| {
+        for node in &mesh {
+            socket
+                .send_to(bytes, node.mesh_address())
+                .expect("loopback takes a datagram");
+        }
+    };
+    let mut noise = Noise(11);
+    for length in 1..1_400 {
+        send(&(0..length).map(|_| noise.byte()).collect::<Vec<u8>>());
+    }
+    send(&forged_gossip(1));
+    // So many ids are more than a library's answer can hold.
+    send(&forged_gossip(1_421));
+    assert_counted_and_logged_once(&mesh[0]);
+    assert_goes_on(&mesh);
+}
+
+/// The first message of a gossip round as the gossip library writes it, from `count` invented
+/// nodes.
+fn forged_gossip(count: u16) -> Vec<u8> {
+    let mut message = 45_139_u16.to_le_bytes().to_vec();
+    // The version, and the kind.
+    message.extend([0, 0]);
+    message.extend(count.to_le_bytes());
+    for number in 0..count {
+        let id = format!("forged-{number}");
+        message.extend((id.len() as u16).to_le_bytes());
+        message.extend(id.as_bytes());
+        message.extend(1_u64.to_le_bytes());
+        message.extend([4, 127, 0, 0, 1]);
+        message.extend((20_000 + number).to_le_bytes());
+        // Heartbeat, and two versions.
+        [9_u64, 0, 1]
+            .iter()
+            .for_each(|figure| message.extend(figure.to_le_bytes()));
+    }
+    let cluster = "tracemesh";
+    message.extend((cluster.len() as u16).to_le_bytes());
+    message.extend(cluster.as_bytes());
+    message
+}

@@ -1,0 +1,513 @@
+//! One connection to a peer whose certificate was checked: a link.
+//!
+//! A call is one bidirectional stream: one frame there, one frame back. A notice is a datagram, or
+//! one frame on a unidirectional stream. Either end may open either, whoever dialled. The
+//! invariants: a stream that did not carry a whole frame ends in a reset and never looks like one
+//! that did; and what a peer has sent and the node has not dealt with yet is bounded, by streams
+//! ([`CALL_STREAMS_MAX`]), by unread bytes (the windows in `endpoint`) and by bytes in frames
+//! ([`PEER_BYTES_MAX`], over which a frame is refused as busy: waiting for room while holding
+//! others' window could stand still for ever).
+//!
+//! A link does not dial, choose, retry or remember. One of the three files that name quinn.
+
+use crate::counters::Refusal;
+use crate::endpoint::certificate_refusal;
+use crate::frame::{Decoder, Frame, FrameError};
+use crate::incoming::{Inbox, Proved, Responder};
+use crate::socket::canonical;
+use crate::spiffe::SpiffeId;
+use crate::tls::Verifier;
+use bytes::Bytes;
+use quinn::{
+    Connection, ConnectionError, ReadError, RecvStream, SendDatagramError, SendStream,
+    StoppedError, VarInt, WriteError,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Bytes in frames that a peer may have with us: twice what it keeps under way by itself, because
+/// calls that it gave up count here until the node has dealt with them.
+const PEER_BYTES_MAX: usize = 2 * crate::pool::CALL_BYTES_MAX;
+
+/// How long a frame may take to come, or an answer to be taken. Longer than any deadline of a
+/// caller; it only ends what nobody waits for.
+const FRAME_WAIT: Duration = Duration::from_secs(10);
+
+/// Why a stream was cut, as the peer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// The receiver has too much from this peer already.
+    Busy = 1,
+    /// The node dropped the call without an answer.
+    Unanswered = 2,
+    /// What came is no frame.
+    Malformed = 3,
+    /// The sender does not want it any more.
+    Cancelled = 4,
+}
+
+impl Cut {
+    fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+}
+
+/// Why we close a connection, as the peer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// Membership says that the peer is gone.
+    Gone,
+    /// The peer opened a newer connection.
+    Replaced,
+    /// Its certificate is not trusted any more.
+    Distrusted,
+}
+
+/// Who began a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    ByUs,
+    ByPeer,
+}
+
+/// How a call on a link failed.
+#[derive(Debug)]
+pub(crate) enum LinkError {
+    /// The connection was over before anything was sent.
+    Unsent,
+    /// The connection ended meanwhile.
+    Lost(String),
+    /// Nothing moved for as long as the caller allows.
+    Silent,
+    /// The peer has too much from us already.
+    Busy,
+    /// The peer's node dropped the call.
+    Unanswered,
+    /// The peer did not understand the frame, or we not the answer.
+    Malformed(String),
+}
+
+/// What became of a notice that was to be a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Datagram {
+    Sent,
+    /// It needs a stream.
+    TooLarge,
+    /// The link is over, or its buffer full.
+    Dropped,
+}
+
+/// How a link ended.
+pub(crate) struct End {
+    pub(crate) why: String,
+    /// Set when the peer did not accept our certificate.
+    pub(crate) refusal: Option<Refusal>,
+    /// Whether the peer ever accepted us: a client may write before the server has checked it.
+    pub(crate) was_accepted: bool,
+}
+
+/// An open connection to a peer that proved who it is.
+pub(crate) struct Link {
+    connection: Connection,
+    pub(crate) peer: Proved,
+    pub(crate) opened: Opened,
+    /// What the peer's frames may still take; see [`PEER_BYTES_MAX`].
+    memory: Arc<Semaphore>,
+}
+
+impl Link {
+    /// Reads the peer's identity, which the handshake has checked, from its certificate.
+    pub(crate) fn new(connection: Connection, opened: Opened) -> Result<Self, String> {
+        let chain = peer_chain(&connection).ok_or("the peer has no certificate")?;
+        let own = chain.first().ok_or("the peer has no certificate")?;
+        let node_id = SpiffeId::of_certificate(own)?.node_id;
+        let peer = Proved {
+            address: canonical(connection.remote_address()),
+            node_id,
+        };
+        let memory = Arc::new(Semaphore::new(PEER_BYTES_MAX));
+        Ok(Self {
+            connection,
+            peer,
+            opened,
+            memory,
+        })
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    pub(crate) fn is_accepted_by(&self, verifier: &Verifier, now: UnixTime) -> bool {
+        peer_chain(&self.connection).is_some_and(|chain| verifier.check(&chain, now).is_ok())
+    }
+
+    pub(crate) fn close(&self, why: Close) {
+        let (code, reason): (u32, &[u8]) = match why {
+            Close::Gone => (1, b"gone"),
+            Close::Replaced => (2, b"replaced"),
+            Close::Distrusted => (3, b"distrusted"),
+        };
+        self.connection.close(VarInt::from_u32(code), reason);
+    }
+
+    /// Sends a frame and waits for the one that answers it. Dropping the future cuts the stream.
+    ///
+    /// `silence_max` counts from the last byte that the peer took: from the last progress while the
+    /// frame is written, from its full acknowledgement after that.
+    pub(crate) async fn call(
+        &self,
+        frame: &Frame,
+        silence_max: Duration,
+    ) -> Result<Frame, LinkError> {
+        let (send, recv) = timeout(silence_max, self.connection.open_bi())
+            .await
+            .map_err(|_| LinkError::Busy)?
+            .map_err(|_| LinkError::Unsent)?;
+        let mut writer = Writer::new(send);
+        writer.write(frame, silence_max).await?;
+        let mut reader = Reader::new(recv, self.memory.clone());
+        let mut taken = pin!(writer.stream.stopped());
+        let mut is_taken = false;
+        let mut heard_at = Instant::now();
+        let mut acknowledgements = self.acknowledgements();
+        loop {
+            tokio::select! {
+                biased;
+                step = reader.step() => match step? {
+                    Step::More => heard_at = Instant::now(),
+                    Step::End => return Ok(reader.finish()?.0),
+                },
+                cut = &mut taken, if !is_taken => {
+                    is_taken = true;
+                    heard_at = Instant::now();
+                    // A cut is told on the stream that we read as well, and an end of the
+                    // connection too; here it only means that nobody reads on.
+                    let _: Result<Option<VarInt>, StoppedError> = cut;
+                }
+                () = sleep_until(heard_at + silence_max) => {
+                    let seen = self.acknowledgements();
+                    if is_taken || seen == acknowledgements {
+                        return Err(LinkError::Silent);
+                    }
+                    acknowledgements = seen;
+                    heard_at = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Acknowledgements that came: while a large frame is under way, the sign that it moves.
+    fn acknowledgements(&self) -> u64 {
+        self.connection.stats().frame_rx.acks
+    }
+
+    /// Sends a notice as a datagram, if it fits at this moment; never waits.
+    pub(crate) fn send_datagram(&self, frame: &Frame) -> Datagram {
+        let Ok(bytes) = frame.encode() else {
+            return Datagram::Dropped;
+        };
+        // Asked each time, because the path's size grows and shrinks.
+        if self
+            .connection
+            .max_datagram_size()
+            .is_none_or(|max| bytes.len() > max)
+        {
+            return Datagram::TooLarge;
+        }
+        if self.connection.datagram_send_buffer_space() < bytes.len() {
+            return Datagram::Dropped;
+        }
+        match self.connection.send_datagram(bytes) {
+            Ok(()) => Datagram::Sent,
+            Err(SendDatagramError::TooLarge) => Datagram::TooLarge,
+            Err(_) => Datagram::Dropped,
+        }
+    }
+
+    /// Sends a notice on a stream of its own.
+    pub(crate) async fn send_notice(
+        &self,
+        frame: &Frame,
+        silence_max: Duration,
+    ) -> Result<(), LinkError> {
+        let stream = timeout(silence_max, self.connection.open_uni())
+            .await
+            .map_err(|_| LinkError::Busy)?
+            .map_err(|_| LinkError::Unsent)?;
+        Writer::new(stream).write(frame, silence_max).await
+    }
+
+    /// Takes what the peer sends until the connection ends.
+    pub(crate) async fn serve(self: Arc<Self>, inbox: Inbox) -> End {
+        let mut streams = JoinSet::new();
+        let error = loop {
+            tokio::select! {
+                biased;
+                Some(ended) = streams.join_next() => {
+                    if let Err(error) = ended
+                        && error.is_panic()
+                    {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                }
+                datagram = self.connection.read_datagram() => match datagram {
+                    Ok(bytes) => self.take_datagram(bytes, &inbox),
+                    Err(error) => break error,
+                },
+                stream = self.connection.accept_uni() => match stream {
+                    Ok(recv) => {
+                        streams.spawn(self.clone().take_notice(recv, inbox.clone()));
+                    }
+                    Err(error) => break error,
+                },
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        streams.spawn(self.clone().take_call(send, recv, inbox.clone()));
+                    }
+                    Err(error) => break error,
+                },
+            }
+        };
+        self.end(&error)
+    }
+
+    fn end(&self, error: &ConnectionError) -> End {
+        let was_accepted =
+            self.opened == Opened::ByPeer || self.connection.stats().frame_rx.handshake_done > 0;
+        let refusal = if was_accepted {
+            None
+        } else {
+            certificate_refusal(error)
+        };
+        End {
+            why: error.to_string(),
+            refusal,
+            was_accepted,
+        }
+    }
+
+    fn take_datagram(&self, bytes: Bytes, inbox: &Inbox) {
+        match Frame::decode(bytes) {
+            Ok(frame) => inbox.notice(self.peer.clone(), frame, None),
+            Err(error) => {
+                inbox.meters.frames_refused.add(1);
+                tracing::debug!(peer = %self.peer.address, %error, "datagram refused");
+            }
+        }
+    }
+
+    async fn take_notice(self: Arc<Self>, recv: RecvStream, inbox: Inbox) {
+        let mut reader = Reader::new(recv, self.memory.clone());
+        if let Some((frame, memory)) = self.take_frame(&mut reader, &inbox).await {
+            inbox.notice(self.peer.clone(), frame, memory);
+        }
+    }
+
+    async fn take_call(self: Arc<Self>, send: SendStream, recv: RecvStream, inbox: Inbox) {
+        let mut writer = Writer::new(send);
+        let mut reader = Reader::new(recv, self.memory.clone());
+        let Some((frame, memory)) = self.take_frame(&mut reader, &inbox).await else {
+            writer.cut(reader.cut.unwrap_or(Cut::Cancelled));
+            return;
+        };
+        let (responder, answered) = Responder::new(memory);
+        inbox.call(self.peer.clone(), frame, responder).await;
+        let Ok(answer) = answered.await else {
+            writer.cut(Cut::Unanswered);
+            return;
+        };
+        match writer.write(&answer, FRAME_WAIT).await {
+            Ok(()) => {}
+            Err(LinkError::Malformed(why)) => {
+                tracing::error!(peer = %self.peer.address, why, "the node's answer is no frame");
+                writer.cut(Cut::Unanswered);
+            }
+            // The caller has given up, which cut the stream.
+            Err(_) => {}
+        }
+    }
+
+    /// The frame of a stream, or nothing after having cut it.
+    async fn take_frame(
+        &self,
+        reader: &mut Reader,
+        inbox: &Inbox,
+    ) -> Option<(Frame, Option<OwnedSemaphorePermit>)> {
+        let error = match timeout(FRAME_WAIT, reader.read()).await {
+            Ok(Ok(received)) => return Some(received),
+            Ok(Err(error)) => error,
+            Err(_) => LinkError::Silent,
+        };
+        let cut = match &error {
+            LinkError::Busy => Cut::Busy,
+            LinkError::Malformed(_) => Cut::Malformed,
+            // Not the frame's fault: the sender gave it up, or is gone.
+            LinkError::Unsent | LinkError::Lost(_) | LinkError::Silent | LinkError::Unanswered => {
+                Cut::Cancelled
+            }
+        };
+        if cut != Cut::Cancelled {
+            inbox.meters.frames_refused.add(1);
+            tracing::debug!(peer = %self.peer.address, ?error, "frame refused");
+        }
+        reader.cut(cut);
+        None
+    }
+}
+
+fn peer_chain(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
+    connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()
+        .map(|c| *c)
+}
+
+/// Writes one frame; unless it got to the end, its stream is reset.
+struct Writer {
+    stream: SendStream,
+    is_finished: bool,
+}
+
+impl Writer {
+    fn new(stream: SendStream) -> Self {
+        Self {
+            stream,
+            is_finished: false,
+        }
+    }
+
+    async fn write(&mut self, frame: &Frame, silence_max: Duration) -> Result<(), LinkError> {
+        let header = Bytes::copy_from_slice(&frame.header()?);
+        let mut chunks = [header, frame.payload.clone()];
+        let count = if frame.payload.is_empty() { 1 } else { 2 };
+        let mut left = &mut chunks[..count];
+        while !left.is_empty() {
+            let written = timeout(silence_max, self.stream.write_chunks(left)).await;
+            let written = written.map_err(|_| LinkError::Silent)??;
+            left = &mut left[written.chunks..];
+        }
+        // An error means that the peer has stopped the stream, which its answer says as well.
+        let _ = self.stream.finish();
+        self.is_finished = true;
+        Ok(())
+    }
+
+    fn cut(&mut self, why: Cut) {
+        self.is_finished = true;
+        // An error means that the stream is over already.
+        let _ = self.stream.reset(why.code());
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.cut(Cut::Cancelled);
+        }
+    }
+}
+
+enum Step {
+    More,
+    End,
+}
+
+/// Reads one frame; its memory is accounted before it is allocated.
+struct Reader {
+    stream: RecvStream,
+    decoder: Decoder,
+    budget: Arc<Semaphore>,
+    memory: Option<OwnedSemaphorePermit>,
+    cut: Option<Cut>,
+}
+
+impl Reader {
+    fn new(stream: RecvStream, budget: Arc<Semaphore>) -> Self {
+        Self {
+            stream,
+            decoder: Decoder::default(),
+            budget,
+            memory: None,
+            cut: None,
+        }
+    }
+
+    async fn read(&mut self) -> Result<(Frame, Option<OwnedSemaphorePermit>), LinkError> {
+        while let Step::More = self.step().await? {}
+        self.finish()
+    }
+
+    /// Takes the next piece of the stream. Cancel-safe.
+    async fn step(&mut self) -> Result<Step, LinkError> {
+        let Some(chunk) = self.stream.read_chunk(usize::MAX, true).await? else {
+            return Ok(Step::End);
+        };
+        let taken = self.decoder.push_header(&chunk.bytes)?;
+        if self.memory.is_none()
+            && let Some(length) = self.decoder.length()
+        {
+            let permits = u32::try_from(length).unwrap_or(u32::MAX);
+            let memory = self.budget.clone().try_acquire_many_owned(permits);
+            self.memory = Some(memory.map_err(|_| LinkError::Busy)?);
+        }
+        self.decoder.push_payload(&chunk.bytes[taken..])?;
+        Ok(Step::More)
+    }
+
+    fn finish(&mut self) -> Result<(Frame, Option<OwnedSemaphorePermit>), LinkError> {
+        let frame = std::mem::take(&mut self.decoder).finish()?;
+        Ok((frame, self.memory.take()))
+    }
+
+    fn cut(&mut self, why: Cut) {
+        self.cut = Some(why);
+        // An error means that the stream is over already.
+        let _ = self.stream.stop(why.code());
+    }
+}
+
+impl From<FrameError> for LinkError {
+    fn from(error: FrameError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+impl From<VarInt> for LinkError {
+    fn from(code: VarInt) -> Self {
+        match code {
+            code if code == Cut::Busy.code() => Self::Busy,
+            code if code == Cut::Unanswered.code() => Self::Unanswered,
+            code if code == Cut::Malformed.code() => Self::Malformed("the peer says so".into()),
+            _ => Self::Lost("the peer gave the call up".into()),
+        }
+    }
+}
+
+impl From<WriteError> for LinkError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Stopped(code) => code.into(),
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for LinkError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => code.into(),
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
