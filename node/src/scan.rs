@@ -1,19 +1,20 @@
 //! Finding resources, scopes, spans and traces in the bytes of a request.
 //!
 //! A request is never decoded. A scan walks it once and says where things are; split and the
-//! holders of spans copy those ranges. [`scan`] is for the edge: it accepts only what prost decodes, text
-//! included, because one malformed span would make a backend refuse all that it is exported with.
-//! [`scan_trusted`] is for frames of peers, which scanned them at their edge: it looks into spans only for
-//! their ids.
+//! holders of spans copy those ranges. [`scan`] is for the edge: it accepts only what prost
+//! decodes, text included, because one malformed span would make a backend refuse all that it is
+//! exported with. [`scan_trusted`] is for frames of peers, which scanned them at their edge: it
+//! looks into spans only for their ids.
 //!
 //! The invariant: all ranges of a [`Scan`] lie within the request; every scope has a span, every
-//! resource a scope, every trace a span. What a message has beside its children is kept as it
-//! came: fields of newer versions, fields that come twice, fields that come after the children. Only unknown
-//! fields of the request itself are dropped, for they belong to no span. Where a field
-//! that cannot repeat does, the last one counts, as in protobuf.
+//! resource a scope, every trace a span. What a message has beside its children is kept as it came:
+//! fields of newer versions, fields that come twice, fields that come after the children. Only
+//! unknown fields of the request itself are dropped, for they belong to no span. Where a field that
+//! cannot repeat does, the last one counts, as in protobuf.
 //!
-//! The caller owns the scan and the request. A scan takes at most about twice the memory of its
-//! request, whatever that looks like. Nothing here knows who holds what.
+//! The caller owns the scan and the request. Beside a request of usual spans a scan is small; for
+//! the smallest spans that there can be it takes at most about five times the request's memory.
+//! Nothing here knows who holds what.
 
 mod span;
 
@@ -28,8 +29,8 @@ use std::ops::Range;
 /// Field number of `scope_spans` in `ResourceSpans`, and of `spans` in `ScopeSpans`.
 const CHILDREN: u32 = 2;
 
-/// Headers of a span may take this part of the limit for a request. They are repeated in each part of
-/// a request that is cut, so without a bound a few large ones would multiply many small spans.
+/// Headers of a span may take this part of the limit for a request. They are repeated in each part
+/// of a request that is cut, so without a bound a few large ones would multiply many small spans.
 pub const HEADER_SHARE: usize = 4;
 
 /// A request that cannot be scanned; nothing of it was taken.
@@ -164,8 +165,8 @@ impl Scan {
         fields.into_boxed_slice()
     }
 
-    /// Whether the span and the headers that it needs fit into a request of `request_bytes_max`, with
-    /// headers small enough to be repeated in every part of a request that is cut.
+    /// Whether the span and the headers that it needs fit into a request of `request_bytes_max`,
+    /// with headers small enough to be repeated in every part of a request that is cut.
     fn fits(&self, span: &ScannedSpan, request_bytes_max: usize) -> bool {
         let scope = &self.scopes[span.scope as usize];
         let resource = &self.resources[scope.resource as usize];
@@ -294,8 +295,8 @@ impl Depth for Trusted {
 struct Walk<'a, D> {
     request: &'a [u8],
     scan: Scan,
-    /// Indexes in `scan.traces` by trace id. Clients choose the ids, so the hash is keyed at random;
-    /// the order of the table is never looked at.
+    /// Indexes in `scan.traces` by trace id. Clients choose the ids, so the hash is keyed at
+    /// random; the order of the table is never looked at.
     trace_index: HashTable<u32>,
     hasher: RandomState,
     depth: std::marker::PhantomData<D>,

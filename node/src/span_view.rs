@@ -6,9 +6,10 @@
 //! span, allocates nothing and is as small as its fields.
 //!
 //! Spans were validated where they entered the mesh. Should a peer not have done so, a malformed
-//! span is an error of [`SpanView::parse`], and what is malformed deeper inside is as if it were missing.
+//! span is an error of [`SpanView::parse`], and what is malformed deeper inside is as if it were
+//! missing.
 
-use crate::wire::{Problem, Reader, Value, WireError, framed_length, put_varint};
+use crate::wire::{Problem, Reader, Value, WireError, framed_length, put_varint, usual_pair};
 
 /// Tag of `spans` in `ScopeSpans`: field 2.
 const TAG_SPAN: u8 = 0x12;
@@ -187,10 +188,14 @@ pub fn attribute<'a>(message: &'a [u8], number: u32, key: &str) -> Option<Attrib
     None
 }
 
-/// The value of a `KeyValue` if it has this key. Keys are compared first, the last of them, because it
-/// may come after the value.
+/// The value of a `KeyValue` if it has this key. In an unusual one keys are compared first, the
+/// last of them, because it may come after the value.
 #[inline]
 fn value_if_key<'a>(pair: &'a [u8], key: &str) -> Option<AttributeValue<'a>> {
+    let mut value = AttributeValue::Empty;
+    if let Some((found, any)) = usual_pair(pair) {
+        return (found == key.as_bytes()).then(|| read_value(any, &mut value).map(|()| value))?;
+    }
     let mut found: &[u8] = &[];
     for field in Reader::new(pair) {
         if let (1, Value::Bytes(bytes)) = field.map(|field| (field.number, field.value)).ok()? {
@@ -200,7 +205,6 @@ fn value_if_key<'a>(pair: &'a [u8], key: &str) -> Option<AttributeValue<'a>> {
     if found != key.as_bytes() {
         return None;
     }
-    let mut value = AttributeValue::Empty;
     for field in Reader::new(pair) {
         if let (2, Value::Bytes(any)) = field.map(|field| (field.number, field.value)).ok()? {
             read_value(any, &mut value)?;
@@ -243,8 +247,8 @@ pub fn unframed(spans: &[u8]) -> impl Iterator<Item = &[u8]> {
         })
 }
 
-/// A `spans` field with the given span (without its frame) and one attribute more: a boolean or a text.
-/// An attribute of the same key is left where it is.
+/// A `spans` field with the given span (without its frame) and one attribute more: a boolean or a
+/// text. An attribute of the same key is left where it is.
 pub fn framed_with_attribute(span: &[u8], key: &str, value: Marking<'_>) -> Vec<u8> {
     let value_bytes = match value {
         Marking::Bool(_) => 2,

@@ -3,11 +3,11 @@
 //! Every part of a batch is a valid `ExportTraceServiceRequest` of its own: raw slices of the
 //! request, with the headers of resources and scopes repeated in every part that has a span of
 //! theirs. The invariant: a target gets exactly the spans of its traces, each once, in the order of
-//! the request, and no empty scope or resource; lengths are summed before anything is copied, so that a part
-//! is allocated once and to the byte.
+//! the request, and no empty scope or resource; lengths are summed before anything is copied, so
+//! that a part is allocated once and to the byte.
 //!
-//! Parts own their bytes and never pin the request. Memory is bounded by the request times the targets of a
-//! span, and by its headers times the parts. Who the targets are is decided elsewhere.
+//! Parts own their bytes and never pin the request. Memory is bounded by the request times the
+//! targets of a span, and by its headers times the parts. Who the targets are is decided elsewhere.
 
 use crate::scan::{Header, Scan, ScannedSpan};
 use crate::wire::{framed_length, put_varint};
@@ -45,8 +45,8 @@ pub struct Part {
     pub traces: Vec<u32>,
 }
 
-/// The batch of each of `target_count` targets, in parts of at most `part_bytes_max` bytes; empty for
-/// a target of no trace. `targets` has an entry for each trace of the scan, each below
+/// The batch of each of `target_count` targets, in parts of at most `part_bytes_max` bytes; empty
+/// for a target of no trace. `targets` has an entry for each trace of the scan, each below
 /// `target_count` or [`Targets::NONE`]. A span that does not fit even alone, which
 /// [`Scan::refuse_larger`] would have left out, gets a larger part to itself.
 pub fn split(
@@ -178,7 +178,8 @@ impl Cut<'_> {
     }
 }
 
-/// The spans of one scope in a part, and the lengths of all that the part has up to the last of them.
+/// The spans of one scope in a part, and the lengths of all that the part has up to the last of
+/// them.
 #[derive(Clone, Copy)]
 struct Section {
     /// In [`Scan::resources`].

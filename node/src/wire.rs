@@ -1,8 +1,8 @@
 //! The protobuf wire format: reading fields one by one, writing varints.
 //!
 //! Spans travel as the bytes in which they came, so most of the node needs no decoded messages but
-//! only to see where fields begin and end. [`Reader`] yields the fields of one message and
-//! accepts what prost accepts, but for groups, which OTLP never had. What the fields of an OTLP message
+//! only to see where fields begin and end. [`Reader`] yields the fields of one message and accepts
+//! what prost accepts, but for groups, which OTLP never had. What the fields of an OTLP message
 //! mean is written down once, in [`schema`].
 //!
 //! The invariant: whatever the bytes, a reader ends, panics never, and its fields lie within them.
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
         self.position
     }
 
-    #[inline]
+    #[inline(always)]
     fn field(&mut self) -> Result<Field<'a>, WireError> {
         let start = self.position;
         let tag = self.varint()?;
@@ -176,19 +176,16 @@ impl<'a> Reader<'a> {
         Some(array)
     }
 
-    #[inline]
+    #[inline(always)]
     fn varint(&mut self) -> Result<u64, WireError> {
         let at = self.position;
-        if let Some(&byte) = self.bytes.get(at)
-            && byte < 0x80
-        {
-            self.position += 1;
-            return Ok(u64::from(byte));
+        match varint(&self.bytes[at..]) {
+            Ok((value, length)) => {
+                self.position = at + length;
+                Ok(value)
+            }
+            Err(problem) => Err(WireError { problem, at }),
         }
-        let (value, length) =
-            varint(&self.bytes[at..]).map_err(|problem| WireError { problem, at })?;
-        self.position += length;
-        Ok(value)
     }
 }
 
@@ -210,8 +207,17 @@ impl<'a> Iterator for Reader<'a> {
 
 /// The varint at the start of `bytes`, and how many bytes it takes. Encodings longer than necessary
 /// are valid, up to 10 bytes.
-#[inline]
+#[inline(always)]
 pub fn varint(bytes: &[u8]) -> Result<(u64, usize), Problem> {
+    match *bytes {
+        [byte, ..] if byte < 0x80 => Ok((u64::from(byte), 1)),
+        [low, high, ..] if high < 0x80 => Ok((u64::from(low & 0x7f) | u64::from(high) << 7, 2)),
+        _ => long_varint(bytes),
+    }
+}
+
+#[inline(never)]
+fn long_varint(bytes: &[u8]) -> Result<(u64, usize), Problem> {
     /// A 64-bit varint has 9 bytes of 7 bits and one of 1 bit.
     const LENGTH_MAX: usize = 10;
     let mut value = 0;
@@ -225,6 +231,22 @@ pub fn varint(bytes: &[u8]) -> Result<(u64, usize), Problem> {
         }
     }
     Err(Problem::Truncated)
+}
+
+/// Key and value of a `KeyValue` as nearly all are encoded: the key, then the value, nothing else,
+/// each shorter than 128 bytes. `None` says only that it must be read field by field.
+#[inline(always)]
+pub fn usual_pair(pair: &[u8]) -> Option<(&[u8], &[u8])> {
+    let [0x0a, length @ ..0x80, rest @ ..] = pair else {
+        return None;
+    };
+    let (key, rest) = rest.split_at_checked(usize::from(*length))?;
+    match rest {
+        [0x12, length @ ..0x80, value @ ..] if usize::from(*length) == value.len() => {
+            Some((key, value))
+        }
+        _ => None,
+    }
 }
 
 /// How many bytes [`put_varint`] writes for `value`: 1 to 10.

@@ -290,7 +290,8 @@ impl<'de> Visitor<'de> for Element<'_> {
         };
         self.tag(2);
         let start = self.out.len();
-        // Most messages are shorter than 128 bytes: room for their length, and more is made if needed.
+        // Most messages are shorter than 128 bytes: room for their length, and more is made if
+        // needed.
         self.out.push(0);
         Object {
             message,

@@ -1,9 +1,10 @@
 use super::*;
 use crate::scan::scan;
 use crate::wire::arbitrary::{CASES, request, unusual_request};
+use crate::wire::schema::NESTING_MAX;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -136,9 +137,10 @@ fn the_example_of_the_specification_is_read() {
         .replace("EEE19B7EC3C1B174", "eee19b7ec3c1b174")
         .replace("EEE19B7EC3C1B173", "eee19b7ec3c1b173");
     // Keys in the order of the fields.
-    let kind = r#""startTimeUnixNano":"1544712660000000000","endTimeUnixNano":"1544712661000000000","kind":2"#;
-    let ordered = r#""kind":2,"startTimeUnixNano":"1544712660000000000","endTimeUnixNano":"1544712661000000000""#;
-    assert_eq!(to_json(&bytes).unwrap(), lower.replace(kind, ordered));
+    let (before, after) = lower.split_once(r#""startTimeUnixNano""#).unwrap();
+    let (start_and_end, rest) = after.split_once(r#","kind":2"#).unwrap();
+    let ordered = format!(r#"{before}"kind":2,"startTimeUnixNano"{start_and_end}{rest}"#);
+    assert_eq!(to_json(&bytes).unwrap(), ordered);
 }
 
 #[test]
@@ -301,4 +303,48 @@ fn empty_objects_take_no_more_memory_than_twice_their_text() {
     let json = format!(r#"{{"resourceSpans":[{{"resource":{{"attributes":[{attributes}]}}}}]}}"#);
     let bytes = from_json(json.as_bytes()).unwrap();
     assert!(bytes.capacity() <= 2 * json.len());
+}
+
+#[test]
+fn whatever_is_accepted_can_be_written_and_read_again() {
+    // Two levels of messages an array, below the five that every attribute value has above it.
+    let nested = |arrays: u32| {
+        let value = (0..arrays).fold(AnyValue::default(), |inner, _| {
+            let values = vec![inner];
+            AnyValue {
+                value: Some(any_value::Value::ArrayValue(ArrayValue { values })),
+            }
+        });
+        let pair = KeyValue {
+            key: "k".to_owned(),
+            value: Some(value),
+        };
+        let span = Span {
+            attributes: vec![pair],
+            ..Span::default()
+        };
+        let scope_spans = vec![ScopeSpans {
+            spans: vec![span],
+            ..ScopeSpans::default()
+        }];
+        let resource_spans = vec![ResourceSpans {
+            scope_spans,
+            ..ResourceSpans::default()
+        }];
+        ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    };
+    let deepest = nested((NESTING_MAX - 5) / 2);
+    assert!(scan(&deepest).is_ok());
+    assert_eq!(
+        from_json(to_json(&deepest).unwrap().as_bytes()).unwrap(),
+        deepest
+    );
+    let deeper = nested((NESTING_MAX - 5) / 2 + 1);
+    assert!(scan(&deeper).is_err());
+    assert!(
+        to_json(&deeper)
+            .unwrap_err()
+            .to_string()
+            .ends_with("too deep nesting")
+    );
 }

@@ -7,8 +7,8 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use proptest::prelude::*;
 use prost::Message as _;
 
-/// Scanner and prost both take the bytes, with the same result, or both refuse them. Only groups and deep
-/// nesting may be refused by the scanner alone.
+/// Scanner and prost both take the bytes, with the same result, or both refuse them. Only groups
+/// and deep nesting may be refused by the scanner alone.
 fn assert_agrees_with_prost(bytes: &[u8]) {
     match (scan(bytes), ExportTraceServiceRequest::decode(bytes)) {
         (Ok(scan), Ok(decoded)) => {

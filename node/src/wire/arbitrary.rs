@@ -17,7 +17,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 /// Cases of a property test, so that all of them together take seconds.
-pub(crate) const CASES: u32 = 200;
+pub(crate) const CASES: u32 = 100;
 
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![

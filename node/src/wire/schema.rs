@@ -1,10 +1,10 @@
 //! What the fields of OTLP trace messages are, and the check of a whole message against it.
 //!
 //! The tables follow opentelemetry-proto's structs, which are the oracle in tests: what a check
-//! accepts, prost decodes. Names are those of OTLP's JSON form. Unknown fields are valid with any wire type
-//! but groups, so newer versions of OTLP pass. The walk is recursive, bounded by [`NESTING_MAX`],
-//! exact about where something is wrong, and three times slower than the walk for usual spans in
-//! [`crate::scan`], which leaves to it whatever is unusual.
+//! accepts, prost decodes. Names are those of OTLP's JSON form. Unknown fields are valid with any
+//! wire type but groups, so newer versions of OTLP pass. The walk is recursive, bounded by
+//! [`NESTING_MAX`], exact about where something is wrong, and three times slower than the walk for
+//! usual spans in [`crate::scan`], which leaves to it whatever is unusual.
 
 use super::{Field, Problem, Reader, Value, WireError};
 use std::fmt;
