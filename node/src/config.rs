@@ -4,8 +4,8 @@
 //! each value was typed, and refuses unknown keys and values that do not parse. *As meant* checks
 //! values against each other and against the files that they name, and yields a [`Config`].
 //!
-//! The invariant: a [`Config`] is complete and consistent, so nobody checks it again; and when there
-//! is none, [`ConfigErrors`] has every error at once, each with its place, value and what was
+//! The invariant: a [`Config`] is complete and consistent, so nobody checks it again; and when
+//! there is none, [`ConfigErrors`] has every error at once, each with its place, value and what was
 //! expected. A configuration is read once, belongs to the one who loaded it, and is never changed.
 //! It does not bind, resolve or connect: whether a port is free or a seed answers is found at the
 //! start of the node.

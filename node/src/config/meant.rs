@@ -26,8 +26,8 @@ pub(super) const MESH_PORT: u16 = 4319;
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 
 /// What to do about a listener that is open to others while the mesh is open to all.
-pub(super) const NEEDS_KEY: &str = "without a cluster key or certificates it has to be loopback; print a key \
-    with `tracemesh keygen` and name its file in cluster.key_file";
+pub(super) const NEEDS_KEY: &str = "without a cluster key or certificates it has to be loopback; \
+    print a key with `tracemesh keygen` and name its file in cluster.key_file";
 
 /// Gives values their meaning; what is wrong with them together is added to `errors`.
 pub(super) fn config(
