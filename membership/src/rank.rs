@@ -1,15 +1,15 @@
 //! Weighted rendezvous hashing: who of some members comes first for a slot, and who second.
 //!
-//! Each member draws a number for each slot, `hash = mix(slot, node_key)`, uniform and independent of
-//! who else is there. With equal weights the highest number wins. With weights the highest
-//! `weight / -ln(u)` wins, `u` being the upper half of the hash as a fraction: the logarithmic method
-//! (Schindelhauer and Schomaker, 2005), by which a member wins in proportion to its weight.
+//! Each member draws a number for each slot, `hash = mix(slot, node_key)`, uniform and independent
+//! of who else is there. With equal weights the highest number wins. With weights the highest
+//! `weight / -ln(u)` wins, `u` being the upper half of the hash as a fraction: the logarithmic
+//! method (Schindelhauer and Schomaker, 2005), by which a member wins in proportion to its weight.
 //!
-//! The invariant on which all of placement rests: (score, hash, smaller index) is a total order that
-//! does not depend on the other members. `u` has 32 bits, so that neighbouring values of `ln(u)` are
-//! 2^-32 apart and no rounding can make two of them change places: with equal weights the order by
-//! score is the order by hash, and the logarithms need not be computed. The arithmetic is integers,
-//! one division, and a logarithm in pure Rust, so that all platforms agree.
+//! The invariant on which all of placement rests: (score, hash, smaller index) is a total order
+//! that does not depend on the other members. `u` has 32 bits, so that neighbouring values of
+//! `ln(u)` are 2^-32 apart and no rounding can make two of them change places: with equal weights
+//! the order by score is the order by hash, and the logarithms need not be computed. The arithmetic
+//! is integers, one division, and a logarithm in pure Rust, so that all platforms agree.
 
 use std::hash::Hasher;
 
