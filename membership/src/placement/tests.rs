@@ -43,11 +43,7 @@ fn rows(members: &[ViewMember]) -> Rows {
 }
 
 fn row(rows: &Rows, slot: u16) -> Option<Holders> {
-    holders(
-        &rows
-            .contenders
-            .rank(slot, 0..rows.contenders.len() as MemberIndex),
-    )
+    holders(&rows.contenders.rank(slot, |_| true))
 }
 
 /// The holders of a slot by name: indices mean nothing across views.
