@@ -10,6 +10,7 @@ use super::collect::Encoding;
 use super::grpc::TRACE_EXPORT;
 use super::intake::{Charge, Intake, Received};
 use super::{Accepted, Export, Refusal};
+use crate::listen::Respond;
 use crate::metrics::Protocol;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, RETRY_AFTER};
@@ -49,14 +50,10 @@ struct Head {
 type Answer = Response<Full<Bytes>>;
 
 /// Answers requests on an OTLP HTTP port.
-pub(super) fn service<E: Export>(
-    intake: Intake<E>,
-) -> impl hyper::service::Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send>
-+ Clone
-+ Send {
-    hyper::service::service_fn(move |request| {
+pub(super) fn service<E: Export>(intake: Intake<E>) -> impl Respond<Full<Bytes>> {
+    hyper::service::service_fn(move |request: Request<Incoming>| {
         let intake = intake.clone();
-        async move { Ok(respond(&intake, request).await) }
+        async move { Ok::<_, Infallible>(respond(&intake, request).await) }
     })
 }
 
