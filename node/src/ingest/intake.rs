@@ -158,11 +158,6 @@ impl<E: Export> Intake<E> {
         Collector::new(encoding, self.request_bytes_max, charge)
     }
 
-    /// Most bytes of one request, compressed or not.
-    pub(super) fn request_bytes_max(&self) -> usize {
-        self.request_bytes_max
-    }
-
     /// The next bytes of a request's body; `None` at its end.
     pub(super) async fn next<B>(&self, body: &mut B) -> Result<Option<Bytes>, Refusal>
     where
