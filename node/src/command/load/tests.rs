@@ -104,7 +104,7 @@ impl Mesh {
         let request = ExportTraceServiceRequest::decode(request).unwrap();
         let mut open = self.open.lock().unwrap();
         let mut whole = Vec::new();
-        for (trace_id, span) in single_spans(&request) {
+        for (trace_id, span) in single_spans(request) {
             let trace = open.entry(trace_id.clone()).or_default();
             trace.push(span);
             if trace.len() == 8 {
@@ -136,18 +136,19 @@ impl Mesh {
 
 /// Each span in a request of its own, with its trace id.
 fn single_spans(
-    request: &ExportTraceServiceRequest,
+    request: ExportTraceServiceRequest,
 ) -> impl Iterator<Item = (Vec<u8>, ExportTraceServiceRequest)> {
-    request.resource_spans.iter().flat_map(|resource| {
-        resource.scope_spans.iter().flat_map(move |scope| {
-            scope.spans.iter().map(move |span| {
-                let mut resource = resource.clone();
-                resource.scope_spans = vec![scope.clone()];
-                resource.scope_spans[0].spans = vec![span.clone()];
-                let single = ExportTraceServiceRequest {
-                    resource_spans: vec![resource],
-                };
-                (span.trace_id.clone(), single)
+    request.resource_spans.into_iter().flat_map(|mut resource| {
+        let scopes = std::mem::take(&mut resource.scope_spans);
+        scopes.into_iter().flat_map(move |mut scope| {
+            let (resource, spans) = (resource.clone(), std::mem::take(&mut scope.spans));
+            spans.into_iter().map(move |span| {
+                let (mut resource, mut scope) = (resource.clone(), scope.clone());
+                let trace_id = span.trace_id.clone();
+                scope.spans.push(span);
+                resource.scope_spans.push(scope);
+                let resource_spans = vec![resource];
+                (trace_id, ExportTraceServiceRequest { resource_spans })
             })
         })
     })
@@ -264,12 +265,13 @@ async fn traces_that_come_out_into_files_are_verified() {
     let mesh = Mesh::new(|_| 1);
     let file = path.clone();
     let export: Export = Arc::new(move |request| {
-        let mut lines = fs::read(&file).unwrap();
+        let mut lines = Vec::new();
         for trace in mesh.on_request(request) {
             serde_json::to_writer(&mut lines, &trace).unwrap();
             lines.push(b'\n');
         }
-        fs::write(&file, lines).unwrap();
+        let mut file = fs::File::options().append(true).open(&file).unwrap();
+        file.write_all(&lines).unwrap();
         std::future::ready(Ok(Bytes::new())).boxed()
     });
     let mut servers = Servers::default();
