@@ -37,6 +37,10 @@ fn arguments(targets: &[SocketAddr], more: &str) -> Arguments {
             .iter()
             .map(|target| format!("--target http://{target}")),
     );
+    if !more.contains("--deadline") {
+        // A busy machine must not turn a slow answer into a second try.
+        line.push("--deadline 10m --give-up-after 10m".to_owned());
+    }
     if !more.contains("--duration") {
         line.push("--spans 3000".to_owned());
     }
@@ -156,7 +160,7 @@ fn single_spans(
 
 async fn forward(receiver: SocketAddr, messages: Vec<Bytes>) -> Result<Bytes, Status> {
     let sending = Sending {
-        deadline: Duration::from_secs(60),
+        deadline: Duration::from_secs(600),
         give_up_after: Duration::from_secs(60),
         compression: Some(CompressionEncoding::Zstd),
         connections: 1,
@@ -357,7 +361,7 @@ async fn wait_that_a_server_asks_for_is_honoured() {
     };
     let target = servers.start(always(busy)).await;
     // It would have to wait for 60 s, so it gives up at once.
-    let report = run(arguments(&[target], "--give-up-after 59s")).await;
+    let report = run(arguments(&[target], "--deadline 10m --give-up-after 59s")).await;
     assert_eq!(
         (report.sent.spans_unacknowledged, report.sent.retries),
         (report.sent.spans, 0)
@@ -372,7 +376,11 @@ async fn run_ends_when_nobody_listens() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let report = run(arguments(&[closed], "--duration 24h --give-up-after 0s")).await;
+    let report = run(arguments(
+        &[closed],
+        "--duration 24h --deadline 10m --give-up-after 0s",
+    ))
+    .await;
     assert!(!report.good);
     assert!(
         report
