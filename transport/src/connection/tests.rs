@@ -6,6 +6,7 @@ use crate::endpoint::{Endpoint, HANDSHAKES_MAX, Secrets};
 use crate::identity::{Credentials, Source, WallClock, derive};
 use crate::incoming::{Incoming, Received};
 use crate::key::ClusterKey;
+use crate::slots::Slots;
 use crate::socket::bind_udp;
 use crate::tasks::Tasks;
 use crate::tls::Tls;
@@ -267,4 +268,37 @@ async fn in_a_crowd_newcomers_show_their_address_first_and_in_a_full_house_they_
     drop(crowd);
     let (ours, theirs) = guest.dial(&host).await;
     assert!(ours.is_some() && theirs.is_some());
+}
+
+#[tokio::test]
+async fn a_slot_keeps_the_newest_link_of_each_side_and_uses_the_newest_of_all() {
+    let (host, guest) = (
+        Host::start("host", &tls("host")),
+        Host::start("guest", &tls("guest")),
+    );
+    let mut slots = Slots::new([1; 32]);
+    let mut admit = |link: Option<Link>| {
+        let link = Arc::new(link.unwrap());
+        assert!(slots.admit(&link));
+        assert!(
+            Arc::ptr_eq(&slots.link(guest.address).unwrap(), &link),
+            "the newest is used"
+        );
+        link
+    };
+    // As when both dial at the same moment, and then the guest restarts.
+    let by_guest = guest.dial(&host).await;
+    let by_host = host.dial(&guest).await;
+    let by_guest_again = guest.dial(&host).await;
+    let first = admit(by_guest.1);
+    let second = admit(by_host.0);
+    assert!(first.is_open() && second.is_open());
+    let third = admit(by_guest_again.1);
+    assert!(!first.is_open() && second.is_open() && third.is_open());
+    slots.retire(&third);
+    assert!(Arc::ptr_eq(&slots.link(guest.address).unwrap(), &second));
+    assert_eq!(slots.give_up(guest.address).0.len(), 1);
+    assert!(slots.link(guest.address).is_none());
+    // A dial that ends after its peer was given up is not wanted any more.
+    assert!(!slots.admit(&second));
 }

@@ -77,8 +77,10 @@ impl Plan {
     }
 
     pub(crate) fn settings(self) -> Settings {
+        // As at any start: another one, also for a node that starts again.
+        static STARTS: AtomicU64 = AtomicU64::new(0);
         let mut seed = [7; 32];
-        seed[..self.node_id.len().min(32)].copy_from_slice(self.node_id.as_bytes());
+        seed[..8].copy_from_slice(&STARTS.fetch_add(1, Ordering::Relaxed).to_be_bytes());
         Settings {
             socket: bind_udp(self.address).unwrap(),
             credentials: self.credentials,
