@@ -63,9 +63,9 @@ pub struct CommandLine {
 
 const RUN_EXAMPLE: &str = "\
 Examples:
-  tracemesh                                        one node on this machine
-  tracemesh --base-port 4327 --seed 127.0.0.1:4319 a second one beside it
-  tracemesh run --config tracemesh.yaml            as the file says
+  tracemesh                                          one node on this machine
+  tracemesh --base-port 4327 --seed 127.0.0.1:4319   a second one beside it
+  tracemesh run --config tracemesh.yaml              as the file says
 
 Flags go before the environment (TRACEMESH_NODE__ID=a), that before the file.
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 stopped with spans left over.";

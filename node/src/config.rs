@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use tracemesh_membership::HashKey;
 use tracemesh_transport::{ClusterKey, Credentials};
 
 /// A configuration that makes sense.
@@ -230,7 +231,7 @@ impl Config {
                 hasher.write(format!("{path}={value}\n").as_bytes());
             }
         }
-        hasher.write(self.cluster.hash_key.fingerprint().as_bytes());
+        hasher.write(&self.cluster.hash_key.fingerprint().to_le_bytes());
         hasher.finish()
     }
 }
@@ -243,25 +244,6 @@ impl Cluster {
             Credentials::ClusterKey(keys) => keys.contains(&ClusterKey::development()),
             Credentials::Files { .. } => false,
         }
-    }
-}
-
-/// The secret key of the placement's hash.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct HashKey(pub [u8; 16]);
-
-impl HashKey {
-    /// Sixteen hexadecimal digits by which members compare their keys without showing them.
-    pub fn fingerprint(&self) -> String {
-        let mut hasher = SipHasher13::new_with_key(&self.0);
-        hasher.write(b"tracemesh/hash-key");
-        format!("{:016x}", hasher.finish())
-    }
-}
-
-impl fmt::Debug for HashKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HashKey(fingerprint {})", self.fingerprint())
     }
 }
 

@@ -12,10 +12,11 @@ const EXAMPLE: &str = "\
 Example:
   tracemesh keygen > cluster.key       then copy it to every node: --cluster-key-file cluster.key
 
-To change the key without a pause, in steps, each on all nodes before the next begins:
-  1. tracemesh keygen --after cluster.key >> cluster.key   the second key is trusted too
+To change the key without a pause, in three steps. In each, change the file once, copy it to every
+node, and restart the nodes one after the other:
+  1. tracemesh keygen --after cluster.key >> cluster.key   the second key is trusted, too
   2. move the second line before the first                 the new key issues, both are trusted
-  3. remove the old line, now the second";
+  3. remove the old key, now the second line               only the new key is trusted";
 
 /// Which key.
 #[derive(Debug, clap::Args)]

@@ -7,12 +7,11 @@
 
 use super::error::Problem;
 use super::meant::Meaning;
-use super::{HashKey, read_text};
+use super::read_text;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use siphasher::sip128::{Hasher128, SipHasher13};
-use std::hash::Hasher;
 use std::path::PathBuf;
+use tracemesh_membership::HashKey;
 use tracemesh_transport::{ClusterKey, Credentials};
 
 impl Meaning<'_> {
@@ -78,11 +77,7 @@ impl Meaning<'_> {
         }
         match credentials {
             Credentials::ClusterKey(keys) if !keys.is_empty() => HashKey(keys[0].hash_key()),
-            _ => {
-                let mut hasher = SipHasher13::new_with_key(b"tracemesh/hash/1");
-                hasher.write(self.values.text("cluster.name").as_bytes());
-                HashKey(hasher.finish128().as_bytes())
-            }
+            _ => HashKey::from_cluster_name(self.values.text("cluster.name")),
         }
     }
 

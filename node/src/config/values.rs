@@ -48,7 +48,7 @@ pub(super) enum Kind {
     Count,
     Number,
     Choice(&'static [&'static str]),
-    List(&'static Kind),
+    List(&'static Self),
     /// A mapping of texts.
     Texts,
 }
@@ -67,7 +67,7 @@ pub(super) enum Value {
     Share(Share),
     Count(u64),
     Number(f64),
-    List(Vec<Value>),
+    List(Vec<Self>),
     Texts(Vec<(String, String)>),
 }
 
@@ -232,7 +232,7 @@ fn number(text: &str) -> Option<f64> {
 fn in_largest_unit(number: u64, units: &[(&str, u64)]) -> String {
     let whole = units
         .iter()
-        .filter(|(_, scale)| number >= *scale && number % scale == 0);
+        .filter(|(_, scale)| number >= *scale && number.is_multiple_of(*scale));
     match whole.max_by_key(|(_, scale)| scale) {
         Some((unit, scale)) => format!("{}{unit}", number / scale),
         None => format!("0{}", units[units.len() - 1].0),
