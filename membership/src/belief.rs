@@ -155,7 +155,8 @@ impl Beliefs {
 
 /// Of two living incarnations of an id, whether the first is to be believed.
 fn replaces(peer: &PeerInfo, other: &PeerInfo) -> bool {
-    let (newer, older) = if peer.incarnation > other.incarnation {
+    let age = |peer: &PeerInfo| (peer.incarnation, peer.mesh_address);
+    let (newer, older) = if age(peer) > age(other) {
         (peer, other)
     } else {
         (other, peer)

@@ -287,3 +287,6 @@ fn open_record(settings: &Settings) -> Result<StartRecord, StartError> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,7 @@ struct PartReply {
 pub struct Held {
     /// Spans held as owner, as replica, as stand-in.
     pub spans: [AtomicU64; 3],
-    /// Traces, remembered ones included.
+    /// Traces of which something is held.
     pub traces: AtomicU64,
 }
 

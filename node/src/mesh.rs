@@ -202,7 +202,10 @@ pub fn carry(
     tasks: &Tasks,
 ) {
     let Gossip { to_send, received } = gossip;
-    tasks.spawn("gossip out", send_gossip(transport.clone(), to_send));
+    let (transport, stop) = (transport.clone(), tasks.stopping());
+    tasks.spawn("gossip out", async move {
+        let _ = stop.run_until_cancelled(send_gossip(transport, to_send)).await;
+    });
     tasks.spawn("frames in", receive(incoming, received, shards, tasks.clone()));
 }
 

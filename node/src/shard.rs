@@ -192,6 +192,7 @@ pub struct Shard {
     trace_bytes: usize,
     remembered_bytes: usize,
     held: [u64; 3],
+    held_traces: u64,
     scratch: Vec<u8>,
     effects: Vec<Effect>,
     tally: Tally,
@@ -229,6 +230,7 @@ impl Shard {
             trace_bytes: 0,
             remembered_bytes: 0,
             held: [0; 3],
+            held_traces: 0,
             scratch: Vec::new(),
             effects: Vec::new(),
             tally: Tally::default(),
@@ -240,9 +242,9 @@ impl Shard {
         self.trace_bytes + self.scopes.bytes()
     }
 
-    /// Traces, remembered ones included.
-    pub fn trace_count(&self) -> usize {
-        self.table.len()
+    /// Traces of which something is held.
+    pub fn held_trace_count(&self) -> u64 {
+        self.held_traces
     }
 
     /// Spans held as owner, as replica, as stand-in.
@@ -468,6 +470,8 @@ impl Shard {
             trace.asked = 0;
         }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
+        self.held_traces += u64::from(after.held > 0);
+        self.held_traces -= u64::from(before.held > 0);
         let held = &mut self.held[role as usize];
         *held = *held + u64::from(after.held) - u64::from(before.held);
         if trace.is_remembered() {
@@ -753,6 +757,7 @@ impl Shard {
         let Some(trace) = self.table.remove(index) else { return };
         self.trace_bytes -= trace.cost_bytes();
         self.held[role as usize] -= u64::from(trace.held_count);
+        self.held_traces -= u64::from(trace.held_count > 0);
         if trace.is_remembered() {
             self.remembered_bytes -= trace.cost_bytes();
         }

@@ -2,25 +2,23 @@
 //!
 //! A call is one bidirectional stream: one frame there, one frame back. A notice is a datagram, or
 //! one frame on a unidirectional stream. Either end may open either, whoever dialled. The
-//! invariants: a stream that did not carry a whole frame ends in a reset and never looks like one
-//! that did; and what a peer has sent and the node has not dealt with yet is bounded, by streams
-//! ([`CALL_STREAMS_MAX`]), by unread bytes (the windows in `endpoint`) and by bytes in frames
-//! ([`PEER_BYTES_MAX`], over which a frame is refused as busy: waiting for room while holding
-//! others' window could stand still for ever).
+//! invariant: what a peer has sent and the node has not dealt with yet is bounded, by streams
+//! (`CALL_STREAMS_MAX`), by unread bytes (the windows in `endpoint`) and by bytes in frames
+//! ([`PEER_BYTES_MAX`]).
 //!
 //! A link does not dial, choose, retry or remember. One of the three files that name quinn.
 
 use crate::counters::Refusal;
 use crate::endpoint::certificate_refusal;
-use crate::frame::{Decoder, Frame, FrameError};
+use crate::frame::Frame;
 use crate::incoming::{Inbox, Proved, Responder};
 use crate::socket::canonical;
 use crate::spiffe::SpiffeId;
+use crate::stream::{Cut, LinkError, Reader, Step, Writer};
 use crate::tls::Verifier;
 use bytes::Bytes;
 use quinn::{
-    Connection, ConnectionError, ReadError, RecvStream, SendDatagramError, SendStream,
-    StoppedError, VarInt, WriteError,
+    Connection, ConnectionError, RecvStream, SendDatagramError, SendStream, StoppedError, VarInt,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use std::pin::pin;
@@ -38,25 +36,6 @@ const PEER_BYTES_MAX: usize = 2 * crate::pool::CALL_BYTES_MAX;
 /// caller; it only ends what nobody waits for.
 const FRAME_WAIT: Duration = Duration::from_secs(10);
 
-/// Why a stream was cut, as the peer is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
-    /// The receiver has too much from this peer already.
-    Busy = 1,
-    /// The node dropped the call without an answer.
-    Unanswered = 2,
-    /// What came is no frame.
-    Malformed = 3,
-    /// The sender does not want it any more.
-    Cancelled = 4,
-}
-
-impl Cut {
-    fn code(self) -> VarInt {
-        VarInt::from_u32(self as u32)
-    }
-}
-
 /// Why we close a connection, as the peer is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Close {
@@ -73,23 +52,6 @@ pub(crate) enum Close {
 pub(crate) enum Opened {
     ByUs,
     ByPeer,
-}
-
-/// How a call on a link failed.
-#[derive(Debug)]
-pub(crate) enum LinkError {
-    /// The connection was over before anything was sent.
-    Unsent,
-    /// The connection ended meanwhile.
-    Lost(String),
-    /// Nothing moved for as long as the caller allows.
-    Silent,
-    /// The peer has too much from us already.
-    Busy,
-    /// The peer's node dropped the call.
-    Unanswered,
-    /// The peer did not understand the frame, or we not the answer.
-    Malformed(String),
 }
 
 /// What became of a notice that was to be a datagram.
@@ -373,141 +335,5 @@ fn peer_chain(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
         .map(|c| *c)
 }
 
-/// Writes one frame; unless it got to the end, its stream is reset.
-struct Writer {
-    stream: SendStream,
-    is_finished: bool,
-}
-
-impl Writer {
-    fn new(stream: SendStream) -> Self {
-        Self {
-            stream,
-            is_finished: false,
-        }
-    }
-
-    async fn write(&mut self, frame: &Frame, silence_max: Duration) -> Result<(), LinkError> {
-        let header = Bytes::copy_from_slice(&frame.header()?);
-        let mut chunks = [header, frame.payload.clone()];
-        let count = if frame.payload.is_empty() { 1 } else { 2 };
-        let mut left = &mut chunks[..count];
-        while !left.is_empty() {
-            let written = timeout(silence_max, self.stream.write_chunks(left)).await;
-            let written = written.map_err(|_| LinkError::Silent)??;
-            left = &mut left[written.chunks..];
-        }
-        // An error means that the peer has stopped the stream, which its answer says as well.
-        let _ = self.stream.finish();
-        self.is_finished = true;
-        Ok(())
-    }
-
-    fn cut(&mut self, why: Cut) {
-        self.is_finished = true;
-        // An error means that the stream is over already.
-        let _ = self.stream.reset(why.code());
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            self.cut(Cut::Cancelled);
-        }
-    }
-}
-
-enum Step {
-    More,
-    End,
-}
-
-/// Reads one frame; its memory is accounted before it is allocated.
-struct Reader {
-    stream: RecvStream,
-    decoder: Decoder,
-    budget: Arc<Semaphore>,
-    memory: Option<OwnedSemaphorePermit>,
-    cut: Option<Cut>,
-}
-
-impl Reader {
-    fn new(stream: RecvStream, budget: Arc<Semaphore>) -> Self {
-        Self {
-            stream,
-            decoder: Decoder::default(),
-            budget,
-            memory: None,
-            cut: None,
-        }
-    }
-
-    async fn read(&mut self) -> Result<(Frame, Option<OwnedSemaphorePermit>), LinkError> {
-        while let Step::More = self.step().await? {}
-        self.finish()
-    }
-
-    /// Takes the next piece of the stream. Cancel-safe.
-    async fn step(&mut self) -> Result<Step, LinkError> {
-        let Some(chunk) = self.stream.read_chunk(usize::MAX, true).await? else {
-            return Ok(Step::End);
-        };
-        let taken = self.decoder.push_header(&chunk.bytes)?;
-        if self.memory.is_none()
-            && let Some(length) = self.decoder.length()
-        {
-            let permits = u32::try_from(length).unwrap_or(u32::MAX);
-            let memory = self.budget.clone().try_acquire_many_owned(permits);
-            self.memory = Some(memory.map_err(|_| LinkError::Busy)?);
-        }
-        self.decoder.push_payload(&chunk.bytes[taken..])?;
-        Ok(Step::More)
-    }
-
-    fn finish(&mut self) -> Result<(Frame, Option<OwnedSemaphorePermit>), LinkError> {
-        let frame = std::mem::take(&mut self.decoder).finish()?;
-        Ok((frame, self.memory.take()))
-    }
-
-    fn cut(&mut self, why: Cut) {
-        self.cut = Some(why);
-        // An error means that the stream is over already.
-        let _ = self.stream.stop(why.code());
-    }
-}
-
-impl From<FrameError> for LinkError {
-    fn from(error: FrameError) -> Self {
-        Self::Malformed(error.to_string())
-    }
-}
-
-impl From<VarInt> for LinkError {
-    fn from(code: VarInt) -> Self {
-        match code {
-            code if code == Cut::Busy.code() => Self::Busy,
-            code if code == Cut::Unanswered.code() => Self::Unanswered,
-            code if code == Cut::Malformed.code() => Self::Malformed("the peer says so".into()),
-            _ => Self::Lost("the peer gave the call up".into()),
-        }
-    }
-}
-
-impl From<WriteError> for LinkError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::Stopped(code) => code.into(),
-            other => Self::Lost(other.to_string()),
-        }
-    }
-}
-
-impl From<ReadError> for LinkError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Reset(code) => code.into(),
-            other => Self::Lost(other.to_string()),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Refusals remembered as logged: 24 KB. Further ones are counted only.
 const LOGGED_MAX: usize = 512;
 
+/// Peers remembered until membership gives them up. Clusters are designed for 100 nodes.
+const KNOWN_MAX: usize = 1024;
+
 /// Why a sender at the mesh port was not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
@@ -155,15 +158,14 @@ impl Meters {
         }
     }
 
-    /// Somebody at this address was let in, or is being dialled.
-    pub(crate) fn know(&self, peer: SocketAddr) {
-        self.lock().known.insert(peer);
-    }
-
-    /// A handshake succeeded: the next refusal at this address is news again.
+    /// A handshake succeeded: the address is a peer's, and its next refusal is news again.
     pub(crate) fn let_in(&self, peer: SocketAddr) {
         self.connections_opened.add(1);
-        self.lock().logged.retain(|(address, _)| *address != peer);
+        let mut addresses = self.lock();
+        addresses.logged.retain(|(address, _)| *address != peer);
+        if addresses.known.len() < KNOWN_MAX {
+            addresses.known.insert(peer);
+        }
     }
 
     /// The peer is gone.
@@ -232,7 +234,6 @@ mod tests {
     fn a_known_peer_sends_no_garbage_and_its_next_refusal_is_news() {
         let meters = Meters::default();
         meters.refuse(address(1), Refusal::Expired, "test");
-        meters.know(address(1));
         meters.let_in(address(1));
         meters.garbage(address(1));
         assert!(meters.lock().logged.is_empty());

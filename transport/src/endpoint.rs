@@ -20,10 +20,11 @@ pub use quinn::{AsyncUdpSocket, UdpPoller, udp};
 use quinn::{
     ClientConfig, ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime as _,
     ServerConfig, TimeSource, TokioRuntime, TransportConfig, TransportErrorCode,
-    ValidationTokenConfig, VarInt,
+    ValidationTokenConfig,
 };
-use quinn_proto::NoneTokenStore;
+pub(crate) use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 pub(crate) use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
+use quinn_proto::{NoneTokenLog, NoneTokenStore};
 use ring::{hkdf, hmac};
 use std::io;
 use std::net::SocketAddr;
@@ -71,8 +72,10 @@ const UDP_PAYLOAD_MAX: u16 = 6_500;
 /// A handshake takes two round trips; who needs longer is dialled, or dials, again.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(2);
 
-/// Handshakes of strangers under way at the same time: a tenth of a second of CPU.
-const HANDSHAKES_MAX: usize = 128;
+/// Handshakes of strangers under way at the same time: a tenth of a second of CPU. When half of
+/// the places are taken, a newcomer must show first that it receives at the address it sends from,
+/// so that forged addresses cannot take the rest.
+pub(crate) const HANDSHAKES_MAX: usize = 128;
 
 /// Connections in all, of about 80 KB each. Clusters are designed for 100 nodes.
 const CONNECTIONS_MAX: usize = 1024;
@@ -197,6 +200,12 @@ impl Endpoint {
         loop {
             let incoming = self.quic.accept().await?;
             let peer = canonical(incoming.remote_address());
+            let is_crowded = self.handshakes.available_permits() < HANDSHAKES_MAX / 2;
+            if is_crowded && incoming.may_retry() && !incoming.remote_address_validated() {
+                // An error would mean that it has answered already.
+                let _ = incoming.retry();
+                continue;
+            }
             if self.quic.open_connections() < CONNECTIONS_MAX
                 && let Ok(place) = self.handshakes.clone().try_acquire_owned()
             {
@@ -210,6 +219,16 @@ impl Endpoint {
                 .refuse(peer, Refusal::Full, "too many connections or handshakes");
             incoming.refuse();
         }
+    }
+
+    /// Takes places as handshakes under way do.
+    #[cfg(test)]
+    pub(crate) fn crowd(&self, count: usize) -> OwnedSemaphorePermit {
+        let places = u32::try_from(count).unwrap();
+        self.handshakes
+            .clone()
+            .try_acquire_many_owned(places)
+            .unwrap()
     }
 
     /// Finishes a handshake; who fails is counted. Takes at most [`HANDSHAKE_WAIT`].
@@ -339,7 +358,7 @@ fn server_config(
     let crypto = QuicServerConfig::try_from(tls.server.clone())
         .map_err(|e| EndpointError::Tls(e.to_string()))?;
     let mut tokens = ValidationTokenConfig::default();
-    tokens.sent(0);
+    tokens.sent(0).log(Arc::new(NoneTokenLog));
     let mut config = ServerConfig::new(Arc::new(crypto), token_key.clone());
     config
         .transport_config(settings.clone())

@@ -373,3 +373,104 @@ pub(crate) fn derive(secret: &[u8], info: &[&str]) -> [u8; 32] {
         .expect("32 bytes are what HKDF-SHA-256 gives at once");
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    fn source(node_id: &str, keys: &[ClusterKey], clock: &Arc<AtomicU64>) -> Source {
+        let clock = clock.clone();
+        let seconds = move || Duration::from_secs(clock.load(Ordering::Relaxed));
+        let wall_clock: WallClock = Arc::new(move || SystemTime::UNIX_EPOCH + seconds());
+        let seed = derive(node_id.as_bytes(), &["test"]);
+        Source::new(
+            Credentials::ClusterKey(keys.to_vec()),
+            "test",
+            node_id,
+            wall_clock,
+            seed,
+        )
+        .unwrap()
+    }
+
+    fn today() -> Arc<AtomicU64> {
+        Arc::new(AtomicU64::new(1_780_000_000))
+    }
+
+    #[test]
+    fn every_node_derives_the_same_authority_and_none_the_same_certificate() {
+        let keys = [ClusterKey::development()];
+        let clock = today();
+        let mut alice = source("alice", &keys, &clock);
+        let first = alice.load().unwrap();
+        clock.fetch_add(1_000_000, Ordering::Relaxed);
+        let bob = source("bob", &keys, &clock).load().unwrap();
+        assert_eq!(first.anchors, bob.anchors);
+        assert_ne!(first.key, bob.key);
+        let second = alice.load().unwrap();
+        assert_ne!(first.key, second.key);
+        assert_eq!(first.chain[0].len(), second.chain[0].len());
+        assert!(
+            first == source("alice", &keys, &today()).load().unwrap(),
+            "same seed, same bytes"
+        );
+    }
+
+    #[test]
+    fn another_cluster_name_is_another_authority() {
+        let key = ClusterKey::development();
+        let of = |cluster| authority(&key, cluster).unwrap().0;
+        assert_ne!(of("a"), of("b"));
+    }
+
+    #[test]
+    fn what_peers_recognize_after_a_restart_survives_a_change_of_key() {
+        let key = ClusterKey::development();
+        let successor = key.successor(&mut <rand::rngs::StdRng as rand::SeedableRng>::from_seed(
+            [3; 32],
+        ));
+        let secret = |node_id: &str, keys: &[ClusterKey]| {
+            let mut source = source(node_id, keys, &today());
+            let identity = source.load().unwrap();
+            source.stable_secret(&identity, "test")
+        };
+        let before = secret("alice", std::slice::from_ref(&key));
+        assert_eq!(before, secret("alice", &[successor, key.clone()]));
+        assert_ne!(before, secret("bob", &[key]));
+    }
+
+    #[test]
+    fn renewal_is_due_at_half_life_or_when_the_clock_stepped_back() {
+        let clock = today();
+        let mut source = source("alice", &[ClusterKey::development()], &clock);
+        source.load().unwrap();
+        let half = CERTIFICATE_LIFE.as_secs() / 2;
+        clock.fetch_add(half - 1, Ordering::Relaxed);
+        assert!(!source.is_renewal_due());
+        clock.fetch_add(1, Ordering::Relaxed);
+        assert!(source.is_renewal_due());
+        source.load().unwrap();
+        assert!(!source.is_renewal_due());
+        clock.fetch_sub(CLOCK_SKEW_MAX.as_secs(), Ordering::Relaxed);
+        assert!(source.is_renewal_due());
+    }
+
+    #[test]
+    fn a_clock_at_either_end_of_time_does_not_panic() {
+        for seconds in [
+            0,
+            1,
+            X509_SECONDS_MAX,
+            X509_SECONDS_MAX + 1,
+            i64::MAX as u64,
+        ] {
+            let clock = Arc::new(AtomicU64::new(seconds));
+            assert!(
+                source("alice", &[ClusterKey::development()], &clock)
+                    .load()
+                    .is_ok()
+            );
+        }
+    }
+}

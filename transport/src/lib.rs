@@ -7,8 +7,8 @@
 //! prove by certificate that they are of the cluster. Without such a proof nothing gets in.
 //!
 //! In the order in which bytes go: `key` and `identity` say who we are, `tls` whom we believe,
-//! `socket` and `endpoint` make connections, `connection` carries frames, `pool` decides which
-//! connection to use and when to dial, `incoming` hands over what came.
+//! `socket` and `endpoint` make connections, `connection` and `stream` carry frames, `slots` decide
+//! which connection to use and when to dial, `pool` does it, `incoming` hands over what came.
 //!
 //! Time is tokio's, the wall clock and all randomness are handed in, nothing depends on the order
 //! of a hash map: the same seed on the same socket behaves the same.
@@ -21,8 +21,10 @@ mod identity;
 mod incoming;
 mod key;
 mod pool;
+mod slots;
 mod socket;
 mod spiffe;
+mod stream;
 mod tasks;
 mod tls;
 mod transport;

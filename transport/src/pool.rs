@@ -1,55 +1,34 @@
-//! Which links there are, and when to dial.
+//! Sends: finds or dials the link, keeps within the limits, and serves the links there are.
 //!
-//! One slot for each peer address: its links, whether it is being dialled or left alone for a
-//! while, and the notices that wait. A link is dialled when something is to be sent and there is
-//! none. Two nodes that dial each other at the same moment get two links, and either works for
-//! both directions; a slot keeps one that each side opened, and the newest is used, since an older
-//! one may be to a process that is gone. The invariant: at most one dial runs for an address, and
-//! an address that membership gave up has neither slot nor link.
-//!
-//! The slots belong to [`Pool`], behind a lock that is never held across a wait. Bounded by
-//! [`PEERS_MAX`], [`CALLS_MAX`], [`CALL_BYTES_MAX`] and [`NOTICES_MAX`]. Nothing is sent twice
-//! here: whether a call that failed may be repeated is for its sender to say.
+//! What to do is decided in [`crate::slots`], behind a lock that is never held across a wait; this
+//! is the shell that dials, sends and waits. The invariant: whatever is asked for, no wait is
+//! unbounded and no task starts but through [`Tasks`]. Nothing is sent twice: whether a call that
+//! failed may be repeated is for its sender to say.
 
-use crate::connection::{Close, Datagram, End, Link, LinkError, Opened};
+use crate::connection::{Close, Datagram, End, Link};
 use crate::counters::Meters;
-use crate::endpoint::{CALL_STREAMS_MAX, Endpoint};
+use crate::endpoint::Endpoint;
 use crate::frame::{FRAME_BYTES_MAX, Frame};
 use crate::incoming::Inbox;
+use crate::slots::{Limits, Look, Notice, Slots};
+use crate::socket::canonical;
+use crate::stream::LinkError;
 use crate::tasks::Tasks;
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
-use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::futures::OwnedNotified;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
-
-/// Addresses that are kept at once. Clusters are designed for 100 nodes; idle ones make room.
-const PEERS_MAX: usize = 1024;
-
-/// Calls that may be under way to one peer: as many as it lets us open streams.
-const CALLS_MAX: usize = CALL_STREAMS_MAX as usize;
 
 /// Bytes of calls that may be under way to one peer: nearly four full frames, which is what fills
 /// 10 Gbit/s when a peer takes 13 ms to answer.
 pub(crate) const CALL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Notices that wait for one peer while it is dialled: some rounds of gossip, which repeats itself.
-const NOTICES_MAX: usize = 32;
-
 /// How long a notice may wait for the peer; then it is old news.
 const NOTICE_WAIT: Duration = Duration::from_secs(1);
 
-/// The pause after a first failed dial; it doubles up to [`PAUSE_MAX`], and is drawn between half
-/// and the whole, so that peers of a node that restarts do not dial it in step.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-
-/// The longest pause. A peer that comes back dials us anyway.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Tries of a call that found a link which ended before anything was sent on it.
+const TRIES_MAX: usize = 2;
 
 /// Whom to reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +37,16 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Which node must answer there; `None` for a seed, of which only the address is known.
     pub node_id: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// With the address under which its slot is found.
+    pub(crate) fn in_canonical_form(&self) -> Self {
+        Self {
+            address: canonical(self.address),
+            node_id: self.node_id.clone(),
+        }
+    }
 }
 
 /// How a notice travels.
@@ -151,72 +140,6 @@ pub enum CallError {
     },
 }
 
-/// What may be under way to one peer.
-struct Limits {
-    calls: Semaphore,
-    bytes: Semaphore,
-}
-
-enum Dial {
-    Idle,
-    Running,
-    Resting { until: Instant, why: String },
-}
-
-/// What is known of one address.
-struct Slot {
-    /// At most one that each side opened, the newest last.
-    links: Vec<Arc<Link>>,
-    dial: Dial,
-    /// Dials in a row that led to nothing.
-    failures: u32,
-    /// Wakes who waits for the dial.
-    changed: Arc<Notify>,
-    limits: Arc<Limits>,
-    notices: VecDeque<(Option<Arc<str>>, Frame, Delivery)>,
-    /// Whether a task is sending the notices.
-    is_flushing: bool,
-}
-
-impl Slot {
-    fn new() -> Self {
-        let limits = Limits {
-            calls: Semaphore::new(CALLS_MAX),
-            bytes: Semaphore::new(CALL_BYTES_MAX),
-        };
-        Self {
-            links: Vec::new(),
-            dial: Dial::Idle,
-            failures: 0,
-            changed: Arc::default(),
-            limits: Arc::new(limits),
-            notices: VecDeque::new(),
-            is_flushing: false,
-        }
-    }
-
-    fn link(&self) -> Option<&Arc<Link>> {
-        self.links.iter().rev().find(|link| link.is_open())
-    }
-
-    fn is_idle(&self) -> bool {
-        self.link().is_none() && !self.is_flushing && !matches!(self.dial, Dial::Running)
-    }
-}
-
-struct Slots {
-    by_address: BTreeMap<SocketAddr, Slot>,
-    random: StdRng,
-    is_closed: bool,
-}
-
-/// What a sender finds in a slot.
-enum Look {
-    Up(Arc<Link>, Arc<Limits>),
-    Dialling(OwnedNotified),
-    No(CallError),
-}
-
 /// All peers.
 pub(crate) struct Pool {
     endpoint: Endpoint,
@@ -228,15 +151,11 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(endpoint: Endpoint, inbox: Inbox, tasks: Tasks, seed: [u8; 32]) -> Arc<Self> {
-        let slots = Slots {
-            by_address: BTreeMap::new(),
-            random: StdRng::from_seed(seed),
-            is_closed: false,
-        };
         let meters = inbox.meters.clone();
+        let slots = Mutex::new(Slots::new(seed));
         Arc::new(Self {
             endpoint,
-            slots: Mutex::new(slots),
+            slots,
             inbox,
             meters,
             tasks,
@@ -271,9 +190,7 @@ impl Pool {
                 bytes: frame.payload.len(),
             });
         }
-        let mut attempts_left = 2;
-        loop {
-            attempts_left -= 1;
+        for _ in 0..TRIES_MAX {
             let silent = |_| CallError::Silent {
                 address,
                 silence: silence_max,
@@ -281,196 +198,114 @@ impl Pool {
             let (link, limits) = timeout(silence_max, self.link(peer))
                 .await
                 .map_err(silent)??;
+            let busy = |_| CallError::Busy { address };
             let _place = timeout(silence_max, limits.enter(frame))
                 .await
-                .map_err(|_| CallError::Busy { address })?;
+                .map_err(busy)?;
             match link.call(frame, silence_max).await {
                 Ok(answer) => return Ok(answer),
-                // A link may end between being found and being used; nothing was sent.
-                Err(LinkError::Unsent) if attempts_left > 0 => {}
+                Err(LinkError::Unsent) => {}
                 Err(error) => return Err(call_error(address, silence_max, error)),
             }
         }
+        Err(call_error(address, silence_max, LinkError::Unsent))
     }
 
     /// Sends now if that needs no waiting, or queues and leaves it to a task.
     pub(crate) fn notify(self: &Arc<Self>, peer: &Peer, frame: Frame, delivery: Delivery) {
-        let address = peer.address;
-        let ready = {
-            let mut slots = self.lock();
-            let Some(slot) = self.slot(&mut slots, address) else {
-                self.meters.notices_dropped.add(1);
-                return;
-            };
-            slot.link()
-                .filter(|_| slot.notices.is_empty() && !slot.is_flushing)
-                .cloned()
+        let ready = match delivery {
+            Delivery::Datagram => self.lock().link_for_notice(peer.address),
+            Delivery::Stream => None,
         };
         if let Some(link) = ready
-            && delivery == Delivery::Datagram
-            && is_expected(&link, peer.node_id.as_ref())
+            && check_node(&link, peer).is_ok()
         {
             match link.send_datagram(&frame) {
                 Datagram::Sent => return,
-                Datagram::Dropped => {
-                    self.meters.notices_dropped.add(1);
-                    return;
-                }
+                Datagram::Dropped => return self.meters.notices_dropped.add(1),
                 Datagram::TooLarge => {}
             }
         }
-        self.queue(peer, frame, delivery);
-    }
-
-    fn queue(self: &Arc<Self>, peer: &Peer, frame: Frame, delivery: Delivery) {
-        let mut slots = self.lock();
-        let Some(slot) = self.slot(&mut slots, peer.address) else {
-            self.meters.notices_dropped.add(1);
-            return;
-        };
-        if slot.notices.len() == NOTICES_MAX {
-            slot.notices.pop_front();
-            self.meters.notices_dropped.add(1);
-        }
-        slot.notices
-            .push_back((peer.node_id.clone(), frame, delivery));
-        if !slot.is_flushing {
-            slot.is_flushing = true;
+        let notice = (peer.node_id.clone(), frame, delivery);
+        let queued = self.lock().queue(peer.address, notice);
+        self.meters.notices_dropped.add(queued.dropped_count);
+        if queued.starts_flush {
             self.tasks.spawn(self.clone().flush(peer.address));
         }
     }
 
     /// Sends the notices of one peer, one after the other, until there are none.
     async fn flush(self: Arc<Self>, address: SocketAddr) {
-        while let Some((node_id, frame, delivery)) = self.next_notice(address) {
-            let peer = Peer { address, node_id };
-            let sent = timeout(NOTICE_WAIT, self.send_notice(&peer, &frame, delivery)).await;
-            if !matches!(sent, Ok(true)) {
+        while let Some(notice) = self.next_notice(address) {
+            let sent = timeout(NOTICE_WAIT, self.send_notice(address, notice)).await;
+            if !matches!(sent, Ok(Datagram::Sent)) {
                 self.meters.notices_dropped.add(1);
             }
         }
     }
 
-    fn next_notice(&self, address: SocketAddr) -> Option<(Option<Arc<str>>, Frame, Delivery)> {
-        let mut slots = self.lock();
-        let slot = slots.by_address.get_mut(&address)?;
-        let notice = slot.notices.pop_front();
-        slot.is_flushing = notice.is_some();
-        notice
+    fn next_notice(&self, address: SocketAddr) -> Option<Notice> {
+        self.lock().next_notice(address)
     }
 
-    async fn send_notice(self: &Arc<Self>, peer: &Peer, frame: &Frame, by: Delivery) -> bool {
-        let Ok((link, _)) = self.link(peer).await else {
-            return false;
+    async fn send_notice(self: &Arc<Self>, address: SocketAddr, notice: Notice) -> Datagram {
+        let (node_id, frame, delivery) = notice;
+        let Ok((link, _)) = self.link(&Peer { address, node_id }).await else {
+            return Datagram::Dropped;
         };
-        if by == Delivery::Datagram {
-            match link.send_datagram(frame) {
-                Datagram::Sent => return true,
-                Datagram::Dropped => return false,
-                Datagram::TooLarge => {}
+        if delivery == Delivery::Datagram {
+            let sent = link.send_datagram(&frame);
+            if sent != Datagram::TooLarge {
+                return sent;
             }
         }
-        link.send_notice(frame, NOTICE_WAIT).await.is_ok()
+        match link.send_notice(&frame, NOTICE_WAIT).await {
+            Ok(()) => Datagram::Sent,
+            Err(_) => Datagram::Dropped,
+        }
     }
 
-    /// A link to the peer, dialled if there is none.
+    /// A link to the peer, dialled if there is none; takes as long as a dial.
     async fn link(self: &Arc<Self>, peer: &Peer) -> Result<(Arc<Link>, Arc<Limits>), CallError> {
         let address = peer.address;
-        let closed = || CallError::Closed { address };
-        {
-            let mut slots = self.lock();
-            self.slot(&mut slots, address).ok_or_else(closed)?;
-        }
+        let mut look = self.lock().look(address, Instant::now());
         loop {
-            match self.look(address) {
+            match look {
                 Look::Up(link, limits) => {
-                    let expected = peer.node_id.as_ref();
-                    if let Some(expected) = expected.filter(|_| !is_expected(&link, expected)) {
-                        return Err(CallError::WrongNode {
-                            address,
-                            expected: expected.clone(),
-                            proved: link.peer.node_id.clone(),
-                        });
-                    }
+                    check_node(&link, peer)?;
                     return Ok((link, limits));
                 }
-                Look::Dialling(changed) => changed.await,
+                Look::Dial(changed) => {
+                    self.tasks.spawn(self.clone().dial(address));
+                    changed.await;
+                }
+                Look::Wait(changed) => changed.await,
                 Look::No(error) => return Err(error),
             }
+            look = self.lock().look_again(address, Instant::now());
         }
-    }
-
-    fn look(self: &Arc<Self>, address: SocketAddr) -> Look {
-        let mut slots = self.lock();
-        let Some(slot) = slots.by_address.get_mut(&address) else {
-            return Look::No(CallError::Closed { address });
-        };
-        if let Some(link) = slot.link() {
-            return Look::Up(link.clone(), slot.limits.clone());
-        }
-        match &slot.dial {
-            Dial::Resting { until, why } if Instant::now() < *until => {
-                return Look::No(CallError::Unreachable {
-                    address,
-                    why: why.clone(),
-                });
-            }
-            Dial::Running => {}
-            Dial::Idle | Dial::Resting { .. } => {
-                slot.dial = Dial::Running;
-                self.tasks.spawn(self.clone().dial(address));
-            }
-        }
-        Look::Dialling(slot.changed.clone().notified_owned())
     }
 
     async fn dial(self: Arc<Self>, address: SocketAddr) {
         match self.endpoint.dial(address).await {
             Ok(link) => self.admit(link),
             Err(error) => {
-                self.meters.dials_failed.add(1);
                 tracing::debug!(peer = %address, error = error.0, "dial failed");
-                self.rest(address, error.0);
+                self.meters.dials_failed.add(1);
+                self.lock().rest(address, error.0, Instant::now());
             }
         }
     }
 
-    /// Leaves an address alone for a while.
-    fn rest(&self, address: SocketAddr, why: String) {
-        let mut guard = self.lock();
-        let slots = &mut *guard;
-        let Some(slot) = slots.by_address.get_mut(&address) else {
-            return;
-        };
-        let doublings = slot.failures.min(16);
-        slot.failures = slot.failures.saturating_add(1);
-        let pause = PAUSE_MIN.saturating_mul(1 << doublings).min(PAUSE_MAX);
-        let pause = pause.mul_f64(slots.random.random_range(0.5..1.0));
-        slot.dial = Dial::Resting {
-            until: Instant::now() + pause,
-            why,
-        };
-        slot.changed.notify_waiters();
-    }
-
-    /// Makes a new link the one to use, and starts to serve it.
+    /// Makes a new link the one to use, and serves it until it ends.
     fn admit(self: &Arc<Self>, link: Link) {
         let link = Arc::new(link);
-        let address = link.peer.address;
-        let is_wanted = {
-            let mut slots = self.lock();
-            // Whoever we dialled may have been given up meanwhile; who dials us is news.
-            let slot = match link.opened {
-                Opened::ByUs => slots.by_address.get_mut(&address),
-                Opened::ByPeer => self.slot(&mut slots, address),
-            };
-            slot.map(|slot| slot.admit(&link)).is_some()
-        };
-        if !is_wanted {
+        if !self.lock().admit(&link) {
             link.close(Close::Gone);
             return;
         }
-        tracing::debug!(peer = %address, member = %link.peer.node_id, by = ?link.opened, "connected");
+        let (address, member) = (link.peer.address, &link.peer.node_id);
+        tracing::debug!(peer = %address, %member, opened = ?link.opened, "connected");
         let pool = self.clone();
         self.tasks.spawn(async move {
             let end = link.clone().serve(pool.inbox.clone()).await;
@@ -479,89 +314,55 @@ impl Pool {
     }
 
     fn retire(&self, link: &Arc<Link>, end: End) {
-        let address = link.peer.address;
-        tracing::debug!(peer = %address, member = %link.peer.node_id, why = end.why, "connection ended");
+        let (address, member) = (link.peer.address, &link.peer.node_id);
+        tracing::debug!(peer = %address, %member, why = end.why, "connection ended");
+        if end.was_accepted {
+            self.lock().retire(link);
+            return;
+        }
+        self.meters.dials_failed.add(1);
         if let Some(cause) = end.refusal {
             self.meters.refuse(address, cause, &end.why);
         }
-        if let Some(slot) = self.lock().by_address.get_mut(&address) {
-            slot.links.retain(|other| !Arc::ptr_eq(other, link));
-            if end.was_accepted {
-                slot.failures = 0;
-                return;
-            }
-        }
-        if !end.was_accepted {
-            self.meters.dials_failed.add(1);
-            self.rest(address, end.why);
-        }
+        self.lock().retire_refused(link, end.why, Instant::now());
     }
 
     /// Closes the links to an address and forgets it. A later call dials it anew.
     pub(crate) fn close(&self, address: SocketAddr) {
-        let slot = self.lock().by_address.remove(&address);
+        let (links, notice_count) = self.lock().give_up(address);
         self.meters.forget(address);
-        if let Some(slot) = slot {
-            self.meters.notices_dropped.add(slot.notices.len());
-            slot.changed.notify_waiters();
-            slot.links.iter().for_each(|link| link.close(Close::Gone));
+        self.meters.notices_dropped.add(notice_count);
+        for link in links {
+            link.close(Close::Gone);
         }
     }
 
     /// Closes links to peers whose certificate would not be accepted any more.
     pub(crate) fn close_distrusted(&self) {
-        let links: Vec<_> = self
-            .lock()
-            .by_address
-            .values()
-            .flat_map(|slot| slot.links.clone())
-            .collect();
+        let links = self.lock().links();
         for link in links
             .iter()
             .filter(|link| !self.endpoint.still_trusts(link))
         {
-            tracing::info!(peer = %link.peer.address, "certificate not trusted any more");
+            tracing::info!(peer = %link.peer.address, "its certificate is not trusted any more");
             link.close(Close::Distrusted);
         }
     }
 
     pub(crate) fn round_trip(&self, address: SocketAddr) -> Option<Duration> {
-        self.lock()
-            .by_address
-            .get(&address)?
-            .link()
-            .map(|link| link.round_trip())
+        Some(self.lock().link(address)?.round_trip())
     }
 
-    /// Refuses all further calls; returns the longest round trip among the open links.
+    /// Refuses all further calls; returns the longest round trip among the links.
     pub(crate) fn close_to_new(&self) -> Duration {
         let mut slots = self.lock();
-        slots.is_closed = true;
-        let links = slots.by_address.values().filter_map(Slot::link);
-        links
+        slots.close();
+        slots
+            .links()
+            .iter()
             .map(|link| link.round_trip())
             .max()
             .unwrap_or_default()
-    }
-
-    /// The slot of an address, made if there is none and there is room.
-    fn slot<'a>(&self, slots: &'a mut Slots, address: SocketAddr) -> Option<&'a mut Slot> {
-        if slots.is_closed {
-            return None;
-        }
-        if slots.by_address.len() >= PEERS_MAX && !slots.by_address.contains_key(&address) {
-            slots.by_address.retain(|address, slot| {
-                if slot.is_idle() {
-                    self.meters.forget(*address);
-                }
-                !slot.is_idle()
-            });
-            if slots.by_address.len() >= PEERS_MAX {
-                return None;
-            }
-        }
-        self.meters.know(address);
-        Some(slots.by_address.entry(address).or_insert_with(Slot::new))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -569,39 +370,17 @@ impl Pool {
     }
 }
 
-impl Slot {
-    fn admit(&mut self, link: &Arc<Link>) {
-        // A peer opens a second link only when it has lost the first: it restarted, or saw it end.
-        for old in self.links.iter().filter(|old| old.opened == link.opened) {
-            old.close(Close::Replaced);
-        }
-        self.links.retain(|old| old.opened != link.opened);
-        self.links.push(link.clone());
-        if link.opened == Opened::ByUs || !matches!(self.dial, Dial::Running) {
-            self.dial = Dial::Idle;
-        }
-        self.changed.notify_waiters();
+/// Whether the link's peer is the node that is wanted.
+fn check_node(link: &Link, wanted: &Peer) -> Result<(), CallError> {
+    let proved = &link.peer.node_id;
+    match &wanted.node_id {
+        Some(expected) if expected != proved => Err(CallError::WrongNode {
+            address: wanted.address,
+            expected: expected.clone(),
+            proved: proved.clone(),
+        }),
+        _ => Ok(()),
     }
-}
-
-impl Limits {
-    /// Waits for a call's place and for room for its bytes, which is given back when the result is
-    /// dropped.
-    async fn enter(
-        &self,
-        frame: &Frame,
-    ) -> (Option<SemaphorePermit<'_>>, Option<SemaphorePermit<'_>>) {
-        let bytes = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
-        // Neither semaphore is ever closed.
-        (
-            self.calls.acquire().await.ok(),
-            self.bytes.acquire_many(bytes).await.ok(),
-        )
-    }
-}
-
-fn is_expected(link: &Link, expected: Option<&Arc<str>>) -> bool {
-    expected.is_none_or(|id| *id == link.peer.node_id)
 }
 
 fn call_error(address: SocketAddr, silence: Duration, error: LinkError) -> CallError {

@@ -14,7 +14,7 @@ use crate::endpoint::{
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fmt;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -90,7 +90,11 @@ fn warn_of_small_buffers(socket: &Socket) {
 /// An address as it is written in configurations: a socket for both families shows IPv4 senders
 /// inside IPv6.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // Keeps the scope, without which a link-local address leads nowhere.
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// The socket handed in, with counters.

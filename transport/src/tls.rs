@@ -100,6 +100,30 @@ impl Tls {
     }
 }
 
+#[cfg(test)]
+impl Tls {
+    /// Makes it the client of somebody who has none.
+    pub(crate) fn forget_client_certificate(&mut self) {
+        let provider = self.client.crypto_provider().clone();
+        let clock = self.client.time_provider.clone();
+        let mut client = rustls::ClientConfig::builder_with_details(provider, clock)
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(self.verifier.clone())
+            .with_no_client_auth();
+        client.alpn_protocols = self.client.alpn_protocols.clone();
+        self.client = Arc::new(client);
+    }
+
+    /// Makes it the client of another program.
+    pub(crate) fn speak(&mut self, protocol: &[u8]) {
+        let mut client = rustls::ClientConfig::clone(&self.client);
+        client.alpn_protocols = vec![protocol.to_vec()];
+        self.client = Arc::new(client);
+    }
+}
+
 /// Decides whom to believe.
 #[derive(Debug)]
 pub(crate) struct Verifier {

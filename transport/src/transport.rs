@@ -187,18 +187,20 @@ impl Transport {
     /// dialled, of which the oldest is dropped first, and counted. Must be called inside a tokio
     /// runtime.
     pub fn notify(&self, peer: &Peer, frame: Frame, delivery: Delivery) {
-        self.shared.pool.notify(peer, frame, delivery);
+        self.shared
+            .pool
+            .notify(&peer.in_canonical_form(), frame, delivery);
     }
 
     /// Closes the connections to a peer that membership gave up, and forgets it. Calls under way
     /// to it fail at once.
     pub fn close(&self, address: SocketAddr) {
-        self.shared.pool.close(address);
+        self.shared.pool.close(canonical(address));
     }
 
     /// The measured round trip to a peer, if it is connected.
     pub fn round_trip(&self, address: SocketAddr) -> Option<Duration> {
-        self.shared.pool.round_trip(address)
+        self.shared.pool.round_trip(canonical(address))
     }
 
     /// What was counted since the start.

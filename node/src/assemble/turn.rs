@@ -272,7 +272,7 @@ impl Turn {
         for (gauge, spans) in held.spans.iter().zip(self.shard.held()) {
             gauge.store(spans, Relaxed);
         }
-        held.traces.store(self.shard.trace_count() as u64, Relaxed);
+        held.traces.store(self.shard.held_trace_count(), Relaxed);
         count(&self.metrics, &self.shard.take_tally());
     }
 }

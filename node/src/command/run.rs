@@ -4,6 +4,7 @@ use super::Exit;
 use crate::config::{Config, Log, LogFormat};
 use crate::environment::Environment;
 use crate::node::{End, Node};
+use std::io::IsTerminal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
@@ -90,6 +91,7 @@ fn conclude(end: End) -> Exit {
 fn start_log(log: Log) {
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(LevelFilter::from_level(log.level))
         .with_target(false);
     match log.format {

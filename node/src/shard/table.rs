@@ -23,6 +23,7 @@ impl Table {
         Self { hash_key, slab: Vec::new(), free: Vec::new(), by_id: HashTable::new() }
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }

@@ -77,7 +77,7 @@ async fn a_peer_that_restarts_on_its_address_ends_the_old_connection_by_a_reset(
     let second = Victim::start(plan);
     match alice.call(&to_bob, frame(2, 1)).await {
         // Not the time-out of an idle connection: the new process said so.
-        Err(CallError::Lost { why, .. }) => assert_eq!(why, "connection lost"),
+        Err(CallError::Lost { why, .. }) => assert_eq!(why, "reset by peer"),
         // The reset may have come by a keep-alive before.
         answer => assert_eq!(answer, Ok(frame(2, 1))),
     }

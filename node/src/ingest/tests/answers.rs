@@ -133,7 +133,7 @@ async fn refusals_for_now_say_when_to_come_back() {
     assert_eq!(reply.json(), json!({ "code": 14, "message": "try again" }));
 }
 
-fn retry_seconds(status: &RpcStatus) -> i64 {
+pub(super) fn retry_seconds(status: &RpcStatus) -> i64 {
     assert_eq!(
         status.details[0].type_url,
         "type.googleapis.com/google.rpc.RetryInfo"

@@ -1,6 +1,10 @@
 //! OTLP over gRPC alone.
 
+use super::answers::retry_seconds;
 use super::*;
+use ::http::uri::PathAndQuery;
+use bytes::{Buf, BufMut};
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 #[tokio::test]
 async fn grpc_hands_on_the_bytes_of_a_message_in_any_encoding() {
@@ -106,4 +110,79 @@ async fn what_is_no_export_over_grpc_is_told_what_would_be() {
     let reply = Reply::read(client.get(uri.parse().unwrap()).await.unwrap()).await;
     assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert!(reply.text().contains("listen.http"));
+}
+
+/// Messages as bytes, for tonic's own client.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = tonic::Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, tonic::Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+#[tokio::test]
+async fn client_that_others_wrote_understands_every_answer() {
+    let server = Server::start().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    for encoding in [
+        None,
+        Some(CompressionEncoding::Gzip),
+        Some(CompressionEncoding::Zstd),
+    ] {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        if let Some(encoding) = encoding {
+            client = client.send_compressed(encoding).accept_compressed(encoding);
+        }
+        let path = || PathAndQuery::from_static(LONG_PATH);
+        let request = || tonic::Request::new(Bytes::from(message()));
+
+        server.answer(Ok(Accepted::default()));
+        client.ready().await.unwrap();
+        let accepted = client.unary(request(), path(), Raw).await.unwrap();
+        assert!(accepted.into_inner().is_empty());
+
+        server.answer(Err(later(3000)));
+        client.ready().await.unwrap();
+        let status = client.unary(request(), path(), Raw).await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unavailable, "try again")
+        );
+        assert_eq!(
+            retry_seconds(&RpcStatus::decode(status.details()).unwrap()),
+            3
+        );
+    }
+    assert_eq!(server.received(), vec![Bytes::from(message()); 6]);
 }
