@@ -290,9 +290,11 @@ mod tests {
     #[tokio::test]
     async fn full_disk_keeps_traces_with_their_owner_until_there_is_room() {
         let line_bytes = to_line(&trace(1, 2)).unwrap().len();
-        let target = Target::new(line_bytes * 5 / 2);
+        let target = Target::new(3 * line_bytes - 1);
         let rig = rig(target.clone(), to_line);
-        let outcomes = export(&rig, (1..=4).map(|n| trace(n, 2)).collect()).await;
+        // The last would still fit, but it is not tried after one that did not.
+        let traces = vec![trace(1, 2), trace(2, 2), trace(3, 2), trace(4, 1)];
+        let outcomes = export(&rig, traces).await;
         assert_eq!(
             outcomes[..2],
             [Outcome::Acknowledged, Outcome::Acknowledged]

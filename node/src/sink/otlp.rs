@@ -130,13 +130,11 @@ impl Exporter {
                     return rest.for_each(|pending| pending.answer(Outcome::Again { after }));
                 }
                 Answer::Never { reason } if part.len() == 1 => {
-                    self.on_answer();
                     for pending in part {
                         self.refuse(pending, reason.clone()).await;
                     }
                 }
                 Answer::Never { .. } => {
-                    self.on_answer();
                     parts.push(part.split_off(part.len() / 2));
                     parts.push(part);
                 }
@@ -157,12 +155,15 @@ impl Exporter {
             let start = Instant::now();
             let answer = self.client.call(request, deadline).await;
             self.metrics.seconds.observe(start.elapsed().as_secs_f64());
+            if !matches!(answer, Answer::Later { .. }) {
+                self.on_answer();
+            }
             match answer {
                 Answer::Taken {
                     rejected_span_count,
                     message,
                 } if rejected_span_count > 0 => {
-                    rejected = (rejected.0 + rejected_span_count, message);
+                    rejected = (rejected_span_count.saturating_add(rejected.0), message);
                 }
                 Answer::Taken { .. } => {}
                 Answer::Later { .. } | Answer::Never { .. } => return answer,
@@ -177,7 +178,6 @@ impl Exporter {
     /// Rejected spans cannot be told from the others, and OTLP forbids to send them again: they are
     /// counted, and the attempts acknowledged.
     fn on_taken(&self, part: &[Pending], rejected_span_count: u64, message: &str) {
-        self.on_answer();
         let span_count: u64 = part.iter().map(|p| u64::from(p.attempt.span_count)).sum();
         let rejected_span_count = rejected_span_count.min(span_count);
         self.metrics.spans.inc_by(span_count - rejected_span_count);

@@ -235,6 +235,24 @@ fn encoded(attempts: &[Arc<Attempt>]) -> Vec<Bytes> {
 
 const POISON: u8 = 7;
 
+/// RESOURCE_EXHAUSTED that asks for 7 s.
+fn full() -> Status {
+    // google.rpc.Status {details: [Any {RetryInfo {retry_delay: {seconds: 7}}}]}
+    let url = b"type.googleapis.com/google.rpc.RetryInfo";
+    let mut any = vec![0x0a, url.len() as u8];
+    any.extend(url);
+    any.extend([0x12, 4, 0x0a, 2, 0x08, 7]);
+    let mut details = vec![0x1a, any.len() as u8];
+    details.extend(any);
+    Status::with_details(Code::ResourceExhausted, "full", details.into())
+}
+
+fn again_in_7_seconds() -> Outcome {
+    Outcome::Again {
+        after: Some(Duration::from_secs(7)),
+    }
+}
+
 #[tokio::test]
 async fn busy_sink_sends_many_traces_a_request_compressed_with_its_headers() {
     let server = Server::start(|_, _| Say::Yes).await;
@@ -291,28 +309,9 @@ async fn each_status_has_the_outcome_that_otlp_gives_it() {
 
 #[tokio::test]
 async fn wait_that_a_server_asks_for_is_passed_on() {
-    let server = Server::start(|_, _| {
-        // google.rpc.Status {details: [Any {RetryInfo {retry_delay: {seconds: 7}}}]}
-        let url = b"type.googleapis.com/google.rpc.RetryInfo";
-        let mut any = vec![0x0a, url.len() as u8];
-        any.extend(url);
-        any.extend([0x12, 4, 0x0a, 2, 0x08, 7]);
-        let mut details = vec![0x1a, any.len() as u8];
-        details.extend(any);
-        Say::No(Status::with_details(
-            Code::ResourceExhausted,
-            "full",
-            details.into(),
-        ))
-    })
-    .await;
+    let server = Server::start(|_, _| Say::No(full())).await;
     let rig = Rig::new(server.address);
-    assert_eq!(
-        rig.export_one().await,
-        Outcome::Again {
-            after: Some(Duration::from_secs(7))
-        }
-    );
+    assert_eq!(rig.export_one().await, again_in_7_seconds());
     assert!(rig.dead().is_empty());
 }
 
@@ -472,15 +471,15 @@ async fn poisonous_trace_is_found_in_its_request_and_costs_no_other() {
 #[tokio::test]
 async fn trouble_while_looking_for_poison_leaves_the_rest_for_later() {
     let server = Server::start(|_, count| match count {
-        0 => Say::No(Status::invalid_argument("poison")),
+        0 | 2 => Say::No(Status::invalid_argument("poison")),
         1 => Say::Yes,
-        _ => Say::No(Status::unavailable("gone")),
+        _ => Say::No(full()),
     })
     .await;
     let rig = Rig::new(server.address);
     let outcomes = rig.export(&traces(8)).await;
     assert_eq!(outcomes[..4], vec![Outcome::Acknowledged; 4]);
-    assert_eq!(outcomes[4..], vec![Outcome::AGAIN; 4]);
+    assert_eq!(outcomes[4..], vec![again_in_7_seconds(); 4]);
     assert!(rig.dead().is_empty());
 }
 
