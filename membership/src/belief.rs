@@ -2,9 +2,9 @@
 //!
 //! Gossip says which incarnations it heard of lately. That is not yet a reason to move data: a node
 //! that stood still hears nobody for a moment, and so does one whose link broke. After such a
-//! moment it doubts, for [`DOUBT`], that those are dead whom it no longer hears, and keeps them. The
-//! invariant: of each id one incarnation is believed, the newest that gossip hears; a running node is
-//! not hidden by a joining process elsewhere that took its id.
+//! moment it doubts, for [`DOUBT`], that those are dead whom it no longer hears, and keeps them.
+//! The invariant: of each id one incarnation is believed, the newest that gossip hears; a running
+//! node is not hidden by a joining process elsewhere that took its id.
 //!
 //! Owns the list of peers. Bounded by what gossip lists. It decides neither about this node itself
 //! (`member`) nor about who may be one (`twin`).
@@ -23,8 +23,8 @@ use crate::view::{Incarnation, MemberState, NodeId};
 /// times what gossip needs to hear of somebody again.
 pub(crate) const DOUBT: Duration = Duration::from_secs(3);
 
-/// Peers lost within so long are lost at once: gossip notices the same cut at one peer up to a second
-/// after the other.
+/// Peers lost within so long are lost at once: gossip notices the same cut at one peer up to a
+/// second after the other.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// With fewer peers than this, half of them is no majority worth a doubt.
@@ -39,7 +39,8 @@ pub struct PeerInfo {
     pub incarnation: Incarnation,
     /// Where the mesh reaches it.
     pub mesh_address: SocketAddr,
-    /// Whether gossip hears of it. One that is not alive is kept only while this node doubts itself.
+    /// Whether gossip hears of it. One that is not alive is kept only while this node doubts
+    /// itself.
     pub alive: bool,
     /// What it says of itself.
     pub published: Published,
@@ -127,8 +128,8 @@ impl Beliefs {
         self.peers = heard;
     }
 
-    /// More than half of the peers lost at once is reason to doubt. Leaving ones do not count: their
-    /// end was announced.
+    /// More than half of the peers lost at once is reason to doubt. Leaving ones do not count:
+    /// their end was announced.
     fn notice_losses(&mut self, now: Instant, heard: &BTreeMap<NodeId, PeerInfo>) {
         while self.lost.front().is_some_and(|when| *when + AT_ONCE < now) {
             self.lost.pop_front();

@@ -4,12 +4,13 @@
 //! that crate, so only its own UDP socket could carry them, and gossip in the open is what this
 //! project does not do. A public encoding, or a transport trait over bytes, would lift the pin.
 //!
-//! **Invariant.** Nothing that a peer sends ends this node. What is no message, or names more ids than
-//! chitchat survives, is refused before it gets there; and should chitchat's task end, or panic under
-//! one of our calls, [`Gossip::ended`] or [`Broken`] says so, and the shell starts it again.
+//! **Invariant.** Nothing that a peer sends ends this node. What is no message, or names more ids
+//! than chitchat survives, is refused before it gets there; and should chitchat's task end, or
+//! panic under one of our calls, [`Gossip::ended`] or [`Broken`] says so, and the shell starts it
+//! again.
 //!
-//! **Waiting.** chitchat awaits every send in its loop, so sends never wait: what the carrier has no
-//! room for is dropped, which gossip is made for. An error from a receive would end gossip, so a
+//! **Waiting.** chitchat awaits every send in its loop, so sends never wait: what the carrier has
+//! no room for is dropped, which gossip is made for. An error from a receive would end gossip, so a
 //! carrier that is gone is one that stays silent. Both ends of the carrier outlive chitchat's task.
 //!
 //! It does not resolve seeds (chitchat's list of them stays empty), and decides nothing about what
@@ -39,8 +40,8 @@ use crate::view::NodeId;
 /// A crash is seen after 1.3 s on average with this; with a second between rounds after 7 s.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// The failure detector's first guess, with the weight of five rounds: with chitchat's 5 s a node that
-/// dies right after it joined is noticed after half a minute.
+/// The failure detector's first guess, with the weight of five rounds: with chitchat's 5 s a node
+/// that dies right after it joined is noticed after half a minute.
 const FIRST_INTERVAL: Duration = Duration::from_millis(400);
 
 /// Elapsed time over mean interval at which a node counts as dead: no false deaths at 5 % loss and
@@ -53,7 +54,8 @@ const DEAD_GRACE: Duration = Duration::from_secs(10 * 60);
 /// chitchat's own limit for a message is 65,507 bytes.
 const MESSAGE_BYTES_MAX: usize = 65_536;
 
-/// chitchat panics when the ids it knows leave fewer than 100 bytes of a message; this is 1,200 ids.
+/// chitchat panics when the ids it knows leave fewer than 100 bytes of a message; this is 1,200
+/// ids.
 const DIGEST_BYTES_MAX: usize = 60_000;
 
 /// The cluster's name is compared key by key (`Agreement`), so that both values can be told.
@@ -108,7 +110,7 @@ impl Wire {
             let before = self.refused.fetch_add(1, Ordering::Relaxed);
             let length = bytes.len();
             if before == 0 {
-                tracing::warn!(peer = %from, bytes = length, "gossip message refused; more are counted");
+                tracing::warn!(peer = %from, bytes = length, "gossip message refused");
             } else {
                 tracing::debug!(peer = %from, bytes = length, "gossip message refused");
             }
@@ -123,8 +125,8 @@ pub(crate) struct Gossip {
 }
 
 impl Gossip {
-    /// Starts a new incarnation. `view_changed` is notified when a peer's `view.` keys change; whoever
-    /// comes, goes or says something else is seen by looking.
+    /// Starts a new incarnation. `view_changed` is notified when a peer's `view.` keys change;
+    /// whoever comes, goes or says something else is seen by looking.
     pub(crate) async fn start(
         identity: &Identity,
         generation: u64,
@@ -361,7 +363,10 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn garbage_is_refused_without_a_panic(kind: u8, garbage in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn garbage_is_refused_without_a_panic(
+            kind: u8,
+            garbage in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
             prop_assert!(garbage.starts_with(&[0x53, 0xB0]) || decode(&garbage).is_none());
             let mut bytes = 45_139_u16.to_le_bytes().to_vec();
             bytes.extend([0, kind % 5]);
@@ -370,7 +375,11 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn a_damaged_message_is_refused_or_another_one(at: prop::sample::Index, to: u8, cut: prop::sample::Index) {
+        fn a_damaged_message_is_refused_or_another_one(
+            at: prop::sample::Index,
+            to: u8,
+            cut: prop::sample::Index,
+        ) {
             let mut bytes = opening(&invented("node", 4)).to_vec();
             let length = bytes.len();
             prop_assert!(decode(&bytes[..cut.index(length)]).is_none());

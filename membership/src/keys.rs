@@ -1,11 +1,12 @@
 //! What members say of themselves: the keys of gossip, written and parsed here and nowhere else.
 //!
-//! A member gossips short texts under fixed names. What the protocol waits for stands under `view.`,
-//! so that a listener can tell it from figures that change all the time. The invariant: what
-//! [`Published::entries`] writes, [`Published::parse`] reads back equal; and a member of another
-//! release is understood as far as possible: unknown keys are passed over, a missing figure is zero,
-//! and only what placement and the protocol rest on must be there. Each key is small (a few dozen
-//! bytes; lists have [`ADDRESSES_MAX`] entries), because gossip sends a newcomer all of them at once.
+//! A member gossips short texts under fixed names. What the protocol waits for stands under
+//! `view.`, so that a listener can tell it from figures that change all the time. The invariant:
+//! what [`Published::entries`] writes, [`Published::parse`] reads back equal; and a member of
+//! another release is understood as far as possible: unknown keys are passed over, a missing figure
+//! is zero, and only what placement and the protocol rest on must be there. Each key is small (a
+//! few dozen bytes; lists have [`ADDRESSES_MAX`] entries), because gossip sends a newcomer all of
+//! them at once.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -92,7 +93,8 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// The first setting that differs: its name in the configuration, the value here, the value there.
+    /// The first setting that differs: its name in the configuration, the value here, the value
+    /// there.
     pub(crate) fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         if self.cluster != other.cluster {
             return Some(("cluster.name", self.cluster.clone(), other.cluster.clone()));
@@ -313,7 +315,11 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn garbage_in_any_key_is_refused_or_passed_over(published in any_published(), key in 0..16_usize, garbage in ".{0,12}") {
+        fn garbage_in_any_key_is_refused_or_passed_over(
+            published in any_published(),
+            key in 0..16_usize,
+            garbage in ".{0,12}",
+        ) {
             let mut entries = entries(&published);
             let (changed, _) = published.entries()[key];
             entries.insert(changed, garbage);

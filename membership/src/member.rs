@@ -1,10 +1,10 @@
 //! One member's life: start, join, leave, and its incarnations.
 //!
 //! The pure core of this crate. It is told what gossip hears and what happened to this node, and
-//! keeps what follows: what this node says of itself, whom it believes to be there, and the view. The
-//! invariant: the view, the state and the incarnation kept here are always those that follow from
-//! what was heard last; nothing is computed later. A node leaves `joining` only once, into `active`
-//! or `leaving`, and `leaving` never.
+//! keeps what follows: what this node says of itself, whom it believes to be there, and the view.
+//! The invariant: the view, the state and the incarnation kept here are always those that follow
+//! from what was heard last; nothing is computed later. A node leaves `joining` only once, into
+//! `active` or `leaving`, and `leaving` never.
 //!
 //! Owned by the shell, under one lock; it has no clock, does no I/O, and ends nothing: it says that
 //! this node has to end ([`Ended`]), and its owner does it.
@@ -273,8 +273,8 @@ impl Member {
         Step::Continue
     }
 
-    /// The first member that this node, while joining, disagrees with. Of two joining ones the later
-    /// start yields. Members never eject each other for it: they only say so.
+    /// The first member that this node, while joining, disagrees with. Of two joining ones the
+    /// later start yields. Members never eject each other for it: they only say so.
     fn disagreement(&mut self) -> Option<Ended> {
         let mut differing = BTreeSet::new();
         let mut refused = None;
@@ -387,3 +387,6 @@ enum Company {
     /// The same members for long enough.
     Stable,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
 //! The shell: time, bytes and tasks around one [`Member`].
 //!
-//! What others hold is [`Membership`]; what they and the two tasks (`turns`, `seeds`) have in common is
-//! `Shared`, around the one member.
+//! What others hold is [`Membership`]; what they and the two tasks (`turns`, `seeds`) have in
+//! common is `Shared`, around the one member.
 //!
 //! The invariant: whoever changes the member publishes what follows (peers, then placement, then
 //! status) before it lets go of the lock, so that no reader sees a view older than this node's own
 //! state. The lock is held for a table's computation at most, and never across an await.
 //!
-//! It opens no port: bytes come and go through the [`Carrier`]. What is not sent at once is dropped.
+//! It opens no port: bytes come and go through the [`Carrier`]. What is not sent at once is
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,8 +37,8 @@ const GOSSIP_WITH_EVERY: Duration = Duration::from_millis(50);
 /// Peers that may wait to be gossiped with at once; a mesh of 100 with views that all differ.
 const GOSSIP_WITH_QUEUE: usize = 128;
 
-/// How gossip travels. Addresses are mesh addresses of peers; both queues are bounded by whoever makes
-/// them, and what does not fit is dropped.
+/// How gossip travels. Addresses are mesh addresses of peers; both queues are bounded by whoever
+/// makes them, and what does not fit is dropped.
 #[derive(Debug)]
 pub struct Carrier {
     /// Messages to peers.
@@ -148,8 +149,8 @@ impl Membership {
         }
     }
 
-    /// Leaves: this node's own view changes before this returns, the others are told at once. It goes on
-    /// to gossip until [`Membership::shutdown`].
+    /// Leaves: this node's own view changes before this returns, the others are told at once. It
+    /// goes on to gossip until [`Membership::shutdown`].
     pub fn leave(&self) {
         self.shared.change(Member::leave);
         self.shared.wake.notify_one();
@@ -283,7 +284,8 @@ fn open_record(settings: &Settings) -> Result<StartRecord, StartError> {
     Ok(record)
 }
 
-/// A panic while a lock was held leaves whole values behind: each section changes one thing at a time.
+/// A panic while a lock was held leaves whole values behind: each section changes one thing at a
+/// time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

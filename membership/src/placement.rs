@@ -51,7 +51,8 @@ struct Table {
 }
 
 impl Placement {
-    /// Computes the table: 2 ms for 10 members, 25 ms for 200. An empty view has no holders.
+    /// Computes the table: some 5 ms for 10 members, 30 ms for 200, twice that where all weights
+    /// differ. An empty view has no holders.
     ///
     /// # Panics
     /// The view has more than 65,535 members.
@@ -101,11 +102,7 @@ impl Placement {
         slot: Slot,
         admitted: impl Fn(MemberIndex) -> bool,
     ) -> Option<Holders> {
-        let members = 0..self.table.contenders.len() as MemberIndex;
-        let ranked = self
-            .table
-            .contenders
-            .rank(slot.0, members.filter(|index| admitted(*index)));
+        let ranked = self.table.contenders.rank(slot.0, admitted);
         holders(&ranked)
     }
 
@@ -134,10 +131,9 @@ impl Table {
             count <= usize::from(NOBODY),
             "a view of {count} members has no indices"
         );
-        let members = count as MemberIndex;
         let slots = if count == 0 { 0 } else { SLOT_COUNT };
         let rows: Box<[Ranked]> = (0..slots)
-            .map(|slot| contenders.rank(slot as u16, 0..members))
+            .map(|slot| contenders.rank(slot as u16, |_| true))
             .collect();
         let mut shares = vec![(0, 0); count].into_boxed_slice();
         for row in &rows {

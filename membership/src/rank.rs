@@ -1,16 +1,17 @@
 //! Weighted rendezvous hashing: who of some members comes first for a slot, and who second.
 //!
-//! Each member draws a number for each slot, `hash = mix(slot, node_key)`, uniform and independent of
-//! who else is there. With equal weights the highest number wins. With weights the highest
-//! `weight / -ln(u)` wins, `u` being the upper half of the hash as a fraction: the logarithmic method
-//! (Schindelhauer and Schomaker, 2005), by which a member wins in proportion to its weight.
+//! Each member draws a number for each slot, `hash = mix(slot, node_key)`, uniform and independent
+//! of who else is there. With equal weights the highest number wins. With weights the highest
+//! `weight / -ln(u)` wins, `u` being the upper half of the hash as a fraction: the logarithmic
+//! method (Schindelhauer and Schomaker, 2005), by which a member wins in proportion to its weight.
 //!
-//! The invariant on which all of placement rests: (score, hash, smaller index) is a total order that
-//! does not depend on the other members. `u` has 32 bits, so that neighbouring values of `ln(u)` are
-//! 2^-32 apart and no rounding can make two of them change places: with equal weights the order by
-//! score is the order by hash, and the logarithms need not be computed. The arithmetic is integers,
-//! one division, and a logarithm in pure Rust, so that all platforms agree.
+//! The invariant on which all of placement rests: (score, hash, smaller index) is a total order
+//! that does not depend on the other members. `u` has 32 bits, so that neighbouring values of
+//! `ln(u)` are 2^-32 apart and no rounding can make two of them change places: with equal weights
+//! the order by score is the order by hash, and the logarithms need not be computed. The arithmetic
+//! is integers, one division, and a logarithm in pure Rust, so that all platforms agree.
 
+use std::collections::BTreeMap;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -25,14 +26,26 @@ pub type MemberIndex = u16;
 /// No member at all; a view has fewer.
 pub(crate) const NOBODY: MemberIndex = MemberIndex::MAX;
 
-/// What the ranking needs to know of the members, by their index in the view.
+/// What the ranking needs to know of the members.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Contenders {
-    node_keys: Vec<u64>,
-    weights: Vec<f64>,
-    zones: Vec<u16>,
+    count: usize,
+    /// Sorted by name.
+    zones: Vec<Zone>,
     equal_weights: bool,
-    one_zone: bool,
+}
+
+/// The members of one zone, sorted by index.
+#[derive(Debug, Default, PartialEq)]
+struct Zone {
+    members: Vec<Contender>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Contender {
+    node_key: u64,
+    weight: f64,
+    index: MemberIndex,
 }
 
 /// The owner and the replica of a slot; [`NOBODY`] where there is none.
@@ -45,93 +58,121 @@ pub(crate) struct Ranked {
 impl Contenders {
     pub(crate) fn new(view: &View) -> Self {
         let members = view.members();
-        let mut names: Vec<_> = members.iter().map(|member| &member.zone).collect();
-        names.sort_unstable();
-        names.dedup();
-        let zone_of = |zone| {
-            names
-                .binary_search(&zone)
-                .map_or(NOBODY, |number| number as u16)
-        };
+        let mut zones = BTreeMap::<&str, Zone>::new();
+        for (index, member) in (0..).zip(members) {
+            let weight = f64::from(member.weight.thousandths());
+            let contender = Contender {
+                node_key: node_key(&member.id),
+                weight,
+                index,
+            };
+            zones
+                .entry(&member.zone)
+                .or_default()
+                .members
+                .push(contender);
+        }
         Self {
-            node_keys: members.iter().map(|member| node_key(&member.id)).collect(),
-            weights: members
-                .iter()
-                .map(|member| f64::from(member.weight.thousandths()))
-                .collect(),
-            zones: members.iter().map(|member| zone_of(&member.zone)).collect(),
+            count: members.len(),
+            zones: zones.into_values().collect(),
             equal_weights: members
                 .iter()
                 .all(|member| member.weight == members[0].weight),
-            one_zone: names.len() <= 1,
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.node_keys.len()
+        self.count
     }
 
-    /// The owner has the highest score; the replica the highest of those in another zone than the
-    /// owner's or, where there is none, the second highest.
-    pub(crate) fn rank(&self, slot: u16, candidates: impl Iterator<Item = MemberIndex>) -> Ranked {
-        if self.equal_weights {
-            self.rank_by::<true>(slot, candidates)
-        } else {
-            self.rank_by::<false>(slot, candidates)
-        }
-    }
-
-    /// `EQUAL`: the weights are equal, and the hash alone decides.
-    fn rank_by<const EQUAL: bool>(
-        &self,
-        slot: u16,
-        candidates: impl Iterator<Item = MemberIndex>,
-    ) -> Ranked {
+    /// The owner has the highest score of those admitted; the replica the highest of those in
+    /// another zone than the owner's or, where there is none, the second highest.
+    pub(crate) fn rank(&self, slot: u16, admits: impl Fn(MemberIndex) -> bool) -> Ranked {
         let slot_key = finalize((u64::from(slot) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mut podium = Podium::EMPTY;
-        for index in candidates {
-            let member = usize::from(index);
-            let hash = finalize(slot_key ^ self.node_keys[member]);
-            let floor = if self.one_zone {
-                &podium.second
+        let (mut first, mut second, mut elsewhere) = (Draw::NONE, Draw::NONE, Draw::NONE);
+        for zone in &self.zones {
+            let (best, runner_up) = if self.equal_weights {
+                zone.best_two::<true>(slot_key, &admits)
             } else {
-                &podium.elsewhere
+                zone.best_two::<false>(slot_key, &admits)
             };
-            let score = if EQUAL {
-                if hash < floor.hash {
-                    continue;
-                }
-                0.0
-            } else {
-                let weight = self.weights[member];
-                let fraction = fraction(hash);
-                // -ln(u) is at least 1 - u, so this one cannot reach the floor: no logarithm. Where
-                // the two are closest, at u = 1 - 2^-33, they are 2^-34 apart, far above rounding.
-                if weight < floor.score * (1.0 - fraction) {
-                    continue;
-                }
-                weight / -libm::log(fraction)
-            };
-            podium.offer(&self.zones, Contender { score, hash, index });
+            if best.beats(&first) {
+                elsewhere = first;
+                (first, second) = (best, runner_up);
+            } else if best.beats(&elsewhere) {
+                elsewhere = best;
+            }
         }
-        podium.ranked()
+        let replica = if elsewhere.index == NOBODY {
+            second.index
+        } else {
+            elsewhere.index
+        };
+        Ranked {
+            owner: first.index,
+            replica,
+        }
     }
 }
 
+impl Zone {
+    /// `EQUAL`: all weights are equal, and the hash alone decides.
+    fn best_two<const EQUAL: bool>(
+        &self,
+        slot_key: u64,
+        admits: impl Fn(MemberIndex) -> bool,
+    ) -> (Draw, Draw) {
+        let (mut best, mut runner_up) = (Draw::NONE, Draw::NONE);
+        for &Contender {
+            node_key,
+            weight,
+            index,
+        } in &self.members
+        {
+            let hash = finalize(slot_key ^ node_key);
+            // Nearly all draws are far from the best two, and must cost next to nothing.
+            let hopeless = if EQUAL {
+                hash < runner_up.hash
+            } else {
+                // -ln(u) is at least 1 - u, so this one is no runner-up: no logarithm. Where the
+                // two are closest, at u = 1 - 2^-33, they are 2^-34 apart, far above rounding.
+                weight < runner_up.score * (1.0 - fraction(hash))
+            };
+            if hopeless || !admits(index) {
+                continue;
+            }
+            let score = if EQUAL {
+                0.0
+            } else {
+                weight / -libm::log(fraction(hash))
+            };
+            let draw = Draw { score, hash, index };
+            if draw.beats(&best) {
+                (best, runner_up) = (draw, best);
+            } else if draw.beats(&runner_up) {
+                runner_up = draw;
+            }
+        }
+        (best, runner_up)
+    }
+}
+
+/// What a member drew for a slot.
 #[derive(Clone, Copy)]
-struct Contender {
+struct Draw {
     score: f64,
     hash: u64,
     index: MemberIndex,
 }
 
-impl Contender {
+impl Draw {
     const NONE: Self = Self {
         score: -1.0,
         hash: 0,
         index: NOBODY,
     };
 
+    /// The total order. `NONE` loses against everything.
     fn beats(&self, other: &Self) -> bool {
         if self.score != other.score {
             self.score > other.score
@@ -139,53 +180,6 @@ impl Contender {
             self.hash > other.hash
         } else {
             self.index < other.index
-        }
-    }
-}
-
-/// The best of those offered so far, in whatever order.
-struct Podium {
-    first: Contender,
-    second: Contender,
-    /// The best of those in another zone than that of `first`; never better than `second`.
-    elsewhere: Contender,
-}
-
-impl Podium {
-    const EMPTY: Self = Self {
-        first: Contender::NONE,
-        second: Contender::NONE,
-        elsewhere: Contender::NONE,
-    };
-
-    fn offer(&mut self, zones: &[u16], contender: Contender) {
-        let zone = |of: &Contender| zones.get(usize::from(of.index));
-        let other_zone = zone(&contender) != zone(&self.first);
-        if contender.beats(&self.first) {
-            if other_zone {
-                self.elsewhere = self.first;
-            }
-            self.second = self.first;
-            self.first = contender;
-            return;
-        }
-        if other_zone && contender.beats(&self.elsewhere) {
-            self.elsewhere = contender;
-        }
-        if contender.beats(&self.second) {
-            self.second = contender;
-        }
-    }
-
-    fn ranked(&self) -> Ranked {
-        let replica = if self.elsewhere.index == NOBODY {
-            self.second.index
-        } else {
-            self.elsewhere.index
-        };
-        Ranked {
-            owner: self.first.index,
-            replica,
         }
     }
 }
@@ -214,65 +208,66 @@ fn finalize(mut bits: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use proptest::prelude::*;
 
     use super::*;
 
-    /// Section by section what the module says, without a shortcut.
-    fn by_the_book(contenders: &Contenders, slot: u16, candidates: &[u16]) -> Ranked {
+    /// What the module says, without a shortcut.
+    fn by_the_book(contenders: &Contenders, slot: u16, admitted: u16) -> Ranked {
         let slot_key = finalize((u64::from(slot) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mut all: Vec<_> = candidates
-            .iter()
-            .map(|&index| {
-                let hash = finalize(slot_key ^ contenders.node_keys[usize::from(index)]);
-                let weight = contenders.weights[usize::from(index)];
-                (
-                    weight / -libm::log(fraction(hash)),
-                    hash,
-                    std::cmp::Reverse(index),
-                )
-            })
-            .collect();
-        all.sort_by(|a, b| b.partial_cmp(a).unwrap());
-        let order: Vec<u16> = all.into_iter().map(|(_, _, index)| index.0).collect();
-        let Some(&owner) = order.first() else {
+        let mut order = Vec::new();
+        for (zone, members) in contenders.zones.iter().enumerate() {
+            for contender in &members.members {
+                let hash = finalize(slot_key ^ contender.node_key);
+                let score = contender.weight / -libm::log(fraction(hash));
+                if admitted >> contender.index & 1 == 1 {
+                    order.push((score, hash, Reverse(contender.index), zone));
+                }
+            }
+        }
+        order.sort_by(|a, b| b.partial_cmp(a).unwrap());
+        let Some(&(_, _, Reverse(owner), zone)) = order.first() else {
             return Ranked {
                 owner: NOBODY,
                 replica: NOBODY,
             };
         };
-        let zone = |index: u16| contenders.zones[usize::from(index)];
-        let elsewhere = order.iter().find(|index| zone(**index) != zone(owner));
-        let replica = elsewhere.or(order.get(1)).copied().unwrap_or(NOBODY);
+        let elsewhere = order.iter().find(|draw| draw.3 != zone).or(order.get(1));
+        let replica = elsewhere.map_or(NOBODY, |draw| draw.2.0);
         Ranked { owner, replica }
     }
 
     fn contenders() -> impl Strategy<Value = Contenders> {
         let weight = prop_oneof![Just(1_000_u32), Just(2_000), 1_u32..1_000_000];
-        let member = (any::<u64>(), weight, 0_u16..4);
+        let member = (any::<u64>(), weight, 0_usize..4);
         (
             prop::collection::vec(member, 0..12),
             any::<bool>(),
-            any::<bool>(),
+            1_usize..5,
         )
-            .prop_map(|(members, equal_weights, one_zone)| Contenders {
-                node_keys: members.iter().map(|member| member.0).collect(),
-                weights: members
-                    .iter()
-                    .map(|member| {
-                        if equal_weights {
-                            1_000.0
-                        } else {
-                            f64::from(member.1)
-                        }
-                    })
-                    .collect(),
-                zones: members
-                    .iter()
-                    .map(|member| if one_zone { 0 } else { member.2 })
-                    .collect(),
-                equal_weights,
-                one_zone,
+            .prop_map(|(members, equal_weights, zone_count)| {
+                let mut zones: Vec<_> = (0..zone_count).map(|_| Zone::default()).collect();
+                let count = members.len();
+                for (index, (node_key, weight, zone)) in (0..).zip(members) {
+                    let weight = if equal_weights {
+                        1_000.0
+                    } else {
+                        f64::from(weight)
+                    };
+                    let contender = Contender {
+                        node_key,
+                        weight,
+                        index,
+                    };
+                    zones[zone % zone_count].members.push(contender);
+                }
+                Contenders {
+                    count,
+                    zones,
+                    equal_weights,
+                }
             })
     }
 
@@ -281,12 +276,9 @@ mod tests {
 
         #[test]
         fn the_shortcuts_change_nothing(contenders in contenders(), slot: u16, admitted: u16) {
-            let candidates: Vec<u16> = (0..contenders.len() as u16)
-                .filter(|index| admitted >> index & 1 == 1)
-                .collect();
-            let expected = by_the_book(&contenders, slot, &candidates);
-            prop_assert_eq!(contenders.rank(slot, candidates.iter().copied()), expected);
-            prop_assert_eq!(contenders.rank(slot, candidates.iter().rev().copied()), expected);
+            let expected = by_the_book(&contenders, slot, admitted);
+            let admits = |index: MemberIndex| admitted >> index & 1 == 1;
+            prop_assert_eq!(contenders.rank(slot, admits), expected);
         }
 
         #[test]

@@ -2,11 +2,11 @@
 //!
 //! A seed is `IP:port`, which is taken as it is, or `name:port`, which is looked up again at every
 //! try, with all the addresses it has then. This node's own address is passed over, so that every
-//! host can have the same list. Seeds are tried for ever: briefly apart while nobody is known, seldom
-//! afterwards, when all that they are for is to heal a mesh that was cut for long.
+//! host can have the same list. Seeds are tried for ever: briefly apart while nobody is known,
+//! seldom afterwards, when all that they are for is to heal a mesh that was cut for long.
 //!
-//! Owns nothing but what it said to the log, so that a name that cannot be resolved is reported once and
-//! not at every try. Names need the system's resolver; addresses need nothing.
+//! Owns nothing but what it said to the log, so that a name that cannot be resolved is reported
+//! once and not at every try. Names need the system's resolver; addresses need nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -144,7 +144,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn more_slots_move_a_trace_only_to_a_new_slot(key: u64, few in 1_u32..5_000, more in 0_u32..5_000) {
+        fn more_slots_move_a_trace_only_to_a_new_slot(
+            key: u64,
+            few in 1_u32..5_000,
+            more in 0_u32..5_000,
+        ) {
             let before = jump_consistent_hash(key, few);
             let after = jump_consistent_hash(key, few + more);
             prop_assert!(before < few);
@@ -154,7 +158,8 @@ mod tests {
         #[test]
         fn debug_output_does_not_tell_the_key(bytes: [u8; 16]) {
             let key = HashKey(bytes);
-            prop_assert_eq!(format!("{key:?}"), format!("HashKey(fingerprint {:016x})", key.fingerprint()));
+            let expected = format!("HashKey(fingerprint {:016x})", key.fingerprint());
+            prop_assert_eq!(format!("{key:?}"), expected);
         }
     }
 }

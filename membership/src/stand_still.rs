@@ -1,10 +1,10 @@
 //! Notices that this process stood still.
 //!
-//! A stopped process, a suspended machine or a starved one wakes up with a view that may be long out
-//! of date. It can tell by its clocks: between two turns of a loop that comes round every
+//! A stopped process, a suspended machine or a starved one wakes up with a view that may be long
+//! out of date. It can tell by its clocks: between two turns of a loop that comes round every
 //! [`TURN`], more than [`PAUSE_MAX`] went by. The monotonic clock misses a suspended machine, the
-//! wall clock misses nothing but is also stepped by hand; either one is reason enough (rule M3). The
-//! invariant: one stand-still is noticed once, by whoever looks first.
+//! wall clock misses nothing but is also stepped by hand; either one is reason enough (rule M3).
+//! The invariant: one stand-still is noticed once, by whoever looks first.
 //!
 //! Pure: it is told the times. What follows from a stand-still is the business of `member`.
 
@@ -34,8 +34,8 @@ impl StandStill {
         }
     }
 
-    /// Looks at the clocks; `Some` is how far they jumped since the loop came round. Then this is the
-    /// new beginning.
+    /// Looks at the clocks; `Some` is how far they jumped since the loop came round. Then this is
+    /// the new beginning.
     pub(crate) fn noticed(&mut self, now: Instant, wall: SystemTime) -> Option<Duration> {
         let forwards = wall.duration_since(self.turned_wall);
         let by_wall = forwards.unwrap_or_else(|backwards| backwards.duration());

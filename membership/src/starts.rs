@@ -1,15 +1,15 @@
 //! The record of a node's starts: its last generation, and how often it came up only to fall.
 //!
-//! A generation names one life of a node, and gossip takes a life that is not newer than the last one
-//! for dead. So it must grow over every restart, also when the wall clock went back: the greatest of
-//! the wall clock in nanoseconds and what is on record plus one. The record is written before the
-//! generation is used. Where it is lost the clock has to do; where the clock went back too, the node
-//! hears its old generation in gossip and starts again above it (`twin`).
+//! A generation names one life of a node, and gossip takes a life that is not newer than the last
+//! one for dead. So it must grow over every restart, also when the wall clock went back: the
+//! greatest of the wall clock in nanoseconds and what is on record plus one. The record is written
+//! before the generation is used. Where it is lost the clock has to do; where the clock went back
+//! too, the node hears its old generation in gossip and starts again above it (`twin`).
 //!
-//! The same record counts starts that ended within [`STEADY_AFTER`] and not in order. From the third
-//! such end in a row on the node waits before it gossips again, 1 s, 2 s, ... up to
-//! [`REJOIN_WAIT_MAX`]: a restart loop would else move data every time, and fill gossip with the ids
-//! of its lives.
+//! The same record counts starts that ended within [`STEADY_AFTER`] and not in order. From the
+//! third such end in a row on the node waits before it gossips again, 1 s, 2 s, ... up to
+//! [`REJOIN_WAIT_MAX`]: a restart loop would else move data every time, and fill gossip with the
+//! ids of its lives.
 //!
 //! One small file, owned by the node that has the data directory. What is unreadable counts as no
 //! record; what cannot be written refuses the start.
@@ -181,7 +181,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn generations_grow_over_any_steps_of_the_clock(clocks in prop::collection::vec(0..u64::MAX / 4, 2..20)) {
+        fn generations_grow_over_any_steps_of_the_clock(
+            clocks in prop::collection::vec(0..u64::MAX / 4, 2..20),
+        ) {
             let mut record = StartRecord::default();
             for seconds in clocks {
                 let wall = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
@@ -192,7 +194,11 @@ mod tests {
         }
 
         #[test]
-        fn a_record_is_read_back_and_garbage_is_none(generation in 0..GENERATION_MAX, unsteady_starts: u32, garbage in ".*") {
+        fn a_record_is_read_back_and_garbage_is_none(
+            generation in 0..GENERATION_MAX,
+            unsteady_starts: u32,
+            garbage in ".*",
+        ) {
             let record = StartRecord { generation, unsteady_starts };
             prop_assert_eq!(StartRecord::parse(&record.text()), Some(record));
             prop_assert_eq!(StartRecord::parse(&garbage), None);

@@ -1,12 +1,14 @@
-//! The task that moves time and bytes between gossip and the member, and the one that looks up seeds.
+//! The task that moves time and bytes between gossip and the member, and the one that looks up
+//! seeds.
 //!
-//! The loop comes round every [`TURN`], and at once when there is reason: it reads what gossip heard,
-//! tells the member, and lets gossip say what the member says. Gossip runs in a task of its library's
-//! and is supervised here: when it ends it is started again, as a new generation, after a pause that
-//! grows. The invariant: every time the loop comes round it asks first whether this process stood
-//! still, before it believes anything that was heard.
+//! The loop comes round every [`TURN`], and at once when there is reason: it reads what gossip
+//! heard, tells the member, and lets gossip say what the member says. Gossip runs in a task of its
+//! library's and is supervised here: when it ends it is started again, as a new generation, after a
+//! pause that grows. The invariant: every time the loop comes round it asks first whether this
+//! process stood still, before it believes anything that was heard.
 //!
-//! Owns gossip and the record of starts. Waits for nobody: each turn is bounded by gossip's own lock.
+//! Owns gossip and the record of starts. Waits for nobody: each turn is bounded by gossip's own
+//! lock.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -237,7 +239,8 @@ impl Turns {
         self.store_record();
     }
 
-    /// Where it cannot be written now, gossip goes on: the next start has the clock, and others know.
+    /// Where it cannot be written now, gossip goes on: the next start has the clock, and others
+    /// know.
     fn store_record(&self) {
         if let Some(Err(error)) = self.starts.as_ref().map(|starts| starts.store(self.record)) {
             tracing::warn!(%error, "cannot write the record of starts");
@@ -252,8 +255,8 @@ async fn ended(gossip: Option<&Gossip>) -> String {
     }
 }
 
-/// Doubled at each failure, and up to a quarter more, so that nodes that failed together do not start
-/// together.
+/// Doubled at each failure, and up to a quarter more, so that nodes that failed together do not
+/// start together.
 fn restart_pause(failures: u32, jitter_seed: u64) -> Duration {
     let pause = RESTART_PAUSE * (1 << failures.min(8));
     let jitter = jitter_seed

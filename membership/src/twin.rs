@@ -1,12 +1,12 @@
 //! Other incarnations of this node's own id.
 //!
-//! Three things can stand behind one: this node before a restart, which is harmless; this node before
-//! its clock and its data directory went back, whose higher generation must be outbid; or a second
-//! process with the same id, a cloned host, of which one has to end (rule M5). Only one at another
-//! address can be a second process, and it is one if it *answers*: its heartbeat still rises after
-//! [`ASK`], which is longer than old heartbeats go round. The newcomer ends: it asks before it joins.
-//! The invariant: of two processes with one id at most one stays, and a running node does not end for
-//! the sake of one that is joining.
+//! Three things can stand behind one: this node before a restart, which is harmless; this node
+//! before its clock and its data directory went back, whose higher generation must be outbid; or a
+//! second process with the same id, a cloned host, of which one has to end (rule M5). Only one at
+//! another address can be a second process, and it is one if it *answers*: its heartbeat still
+//! rises after [`ASK`], which is longer than old heartbeats go round. The newcomer ends: it asks
+//! before it joins. The invariant: of two processes with one id at most one stays, and a running
+//! node does not end for the sake of one that is joining.
 //!
 //! Pure. Remembers one line for each such incarnation that gossip lists. It ends nothing itself.
 

@@ -92,8 +92,8 @@ impl fmt::Display for MemberState {
     }
 }
 
-/// How much a member carries beside the others, in thousandths: whole numbers compare and hash alike
-/// everywhere. The default is 1.
+/// How much a member carries beside the others, in thousandths: whole numbers compare and hash
+/// alike everywhere. The default is 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(u32);
 

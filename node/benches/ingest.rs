@@ -1,5 +1,6 @@
 //! What a span costs from a request's bytes to the batches of its holders: validating scan and
-//! split, in CPU time of this process; and what reading a held span costs.
+//! split, in CPU time of this process; what reading and holding a span costs; and the memory that a
+//! held span takes.
 //!
 //! `cargo bench -p tracemesh --bench ingest`. Linux only: the CPU time is read from `/proc`.
 //! Three nodes, each span with an owner and a replica. One nanosecond a span is 0.001 CPU seconds a
@@ -7,6 +8,7 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{
     AnyValue, InstrumentationScope, KeyValue, any_value::Value,
@@ -17,9 +19,17 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracemesh::cut::Cut;
+use tracemesh::decide::KeepAll;
+use tracemesh::frame::Origin;
 use tracemesh::scan::{Scan, scan, scan_trusted};
+use tracemesh::shard::{HoldPart, Limits, Shard, SinkSet};
 use tracemesh::span_view::{SpanView, unframed};
 use tracemesh::split::{Targets, split};
+use tracemesh_membership::{HashKey, Placement, View};
 
 /// Different requests, so that they do not stay in the nearest cache.
 const REQUEST_COUNT: usize = 64;
@@ -27,6 +37,9 @@ const SPANS_PER_REQUEST: usize = 512;
 const SPANS_PER_TRACE: usize = 8;
 const NODE_COUNT: usize = 3;
 const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Requests whose spans are held at once: 100 MB of spans.
+const HELD_REQUEST_COUNT: usize = 400;
+const PAGE_BYTES: usize = 4096;
 /// CPU seconds that each step is measured for.
 const MEASURED_SECONDS: f64 = 1.0;
 /// Goals for receiving, validating and splitting together, CPU seconds a million spans.
@@ -84,11 +97,60 @@ fn main() {
             .map(|request| decode(request).map_or(0, |r| r.resource_spans.len()))
             .sum()
     });
+    hold(&mut dice);
     println!(
         "validate and split: {:.3} CPU s a million spans; the goals (must {MUST}, aim {AIM}) \
          include receiving",
         sum / 1000.0
     );
+}
+
+/// Holds spans in a shard, and compares what it says they take with what the process grew by. The
+/// spans of a trace come in one frame, but each frame has a dozen scopes, so most chunks have one
+/// span: the dear case.
+fn hold(dice: &mut StdRng) {
+    let now = Instant::now();
+    let key = HashKey([7; 16]);
+    let placement = Arc::new(Placement::new(Arc::new(View::new([]))));
+    let limits = Limits {
+        root_delay: Duration::from_secs(6),
+        age_max: Duration::from_secs(30),
+        spans_max: u32::MAX,
+        bytes_max: usize::MAX,
+        remember: Duration::from_secs(600),
+        remember_bytes_max: usize::MAX,
+    };
+    let sinks = SinkSet::first(1);
+    let mut shard = Shard::new("a".into(), key, limits, sinks, Box::new(KeepAll), placement, now);
+    let part = HoldPart { origin: Origin::Entry, unplaced: false, due_in: limits.age_max };
+    let (mut span_bytes, mut elapsed) = (0, 0.0);
+    let before = resident_bytes();
+    for _ in 0..HELD_REQUEST_COUNT {
+        let frame = Bytes::from(request(dice));
+        let start = cpu_seconds();
+        let scan = scan_trusted(&frame).expect("the generator makes valid requests");
+        let cut = Cut::new(frame, scan, &key);
+        let traces: Vec<u32> = (0..cut.slots().len() as u32).collect();
+        shard.on_hold(now, &cut, &traces, part);
+        elapsed += cpu_seconds() - start;
+        span_bytes += cut.scan().spans.iter().map(|span| span.bytes() as usize).sum::<usize>();
+    }
+    let count = (HELD_REQUEST_COUNT * SPANS_PER_REQUEST) as f64;
+    let beyond = |bytes: usize| (bytes as f64 - span_bytes as f64) / count;
+    println!("{:8.1} ns/span  scan of a frame and insert into a shard", elapsed * 1e9 / count);
+    println!(
+        "memory of a held span beyond its {:.0} bytes: {:.0} by the process, {:.0} as counted (must \
+         100, aim 60)",
+        span_bytes as f64 / count,
+        beyond(resident_bytes() - before),
+        beyond(shard.bytes())
+    );
+}
+
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux has statm");
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.expect("statm has the resident pages") * PAGE_BYTES
 }
 
 fn scanned(request: &[u8]) -> Scan {

@@ -2,8 +2,8 @@
 //!
 //! Read-only, and built from one document, [`Status`], so that no two answers disagree. The
 //! invariant: nothing here waits for the rest of the node or changes it; the document is made by a
-//! function that the node hands in. Bounded by [`CONNECTIONS_MAX`]; a document grows with the number
-//! of members only. There is no authentication here: the default address is loopback.
+//! function that the node hands in. Bounded by [`CONNECTIONS_MAX`]; a document grows with the
+//! number of members only. There is no authentication here: the default address is loopback.
 
 mod page;
 

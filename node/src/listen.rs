@@ -4,13 +4,13 @@
 //! connection stands in one place. A [`Listener`] is bound before anything else of the node starts,
 //! and serves later: a busy port is found while there is nothing yet to undo.
 //!
-//! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by it,
-//! the streams of an HTTP/2 connection by a tracker that it stops. Bounded by the semaphore of its
-//! [`Limits`], by [`STREAMS_MAX`] a connection, and by windows for what was received but not read.
-//! A panic costs the connection that it happened on.
-//! It knows no protocol above HTTP, and does not decide when a node drains.
+//! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by
+//! it, the streams of an HTTP/2 connection by a tracker that it stops. A panic costs the connection
+//! that it happened on. Bounded by the semaphore of its [`Limits`], by [`STREAMS_MAX`] a connection,
+//! and by windows for what was received but not read. It knows no protocol above HTTP, and does not decide when a node drains.
 
 use hyper::body::{Body, Incoming};
+use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -157,17 +157,33 @@ fn builder(streams: Streams) -> auto::Builder<Streams> {
     builder
 }
 
+/// What answers every request with a body of type `B`.
+pub trait Respond<B>:
+    Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<B, S> Respond<B> for S where
+    S: Service<
+            Request<Incoming>,
+            Response = Response<B>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static
+{
+}
+
 /// Serves HTTP/1 and HTTP/2 until `drain`; then takes no new connection, tells clients to go
 /// elsewhere (GOAWAY, `Connection: close`), gives open requests [`CLOSE_MAX`], and drops the rest.
 pub async fn serve<S, B>(listener: Listener, service: S, limits: Limits, drain: CancellationToken)
 where
-    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data: Send> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    S: Respond<B>,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let streams = Streams {
         tasks: TaskTracker::new(),
@@ -264,10 +280,8 @@ async fn connection<S, B>(
     age: Option<Duration>,
     drain: CancellationToken,
 ) where
-    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    S::Future: Send + 'static,
-    B: Body<Data: Send> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    S: Respond<B>,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     // Answers are small; waiting for more to send with them only delays a client.
     let _ = stream.set_nodelay(true);

@@ -104,7 +104,7 @@ impl Metrics {
         let refused: Family<ReasonLabels, Counter> = each(
             registry,
             "spans_refused",
-            "Spans that clients were told never to send again; one for a request refused as a whole",
+            "Spans that clients must never send again; one for a request refused as a whole",
             reasons(&[Reason::Ids, Reason::Size, Reason::Syntax]),
         );
         registry.register_collector(Box::new(process::Collector));
@@ -213,8 +213,8 @@ impl RouteMetrics {
 pub struct TraceMetrics {
     /// `spans_redelivered_total`: held already; counted by the owner.
     pub redelivered: Counter,
-    /// `spans_repaired_total`: stored because a holder, not an entry node, sent them; counted by the
-    /// owner.
+    /// `spans_repaired_total`: stored because a holder, not an entry node, sent them; counted by
+    /// the owner.
     pub repaired: Counter,
     /// `spans_exported_total`: counted by the node whose attempt a sink acknowledged, once a span.
     pub exported: Counter,
@@ -381,7 +381,9 @@ impl ClusterMetrics {
                 "Attempts to enter the mesh that failed",
                 tracemesh_transport::Refusal::ALL
                     .iter()
-                    .map(|cause| MeshRefusalLabels { cause: cause.label() }),
+                    .map(|cause| MeshRefusalLabels {
+                        cause: cause.label(),
+                    }),
             ),
             certificate_expires_seconds: new(
                 registry,

@@ -208,7 +208,8 @@ mod tests {
             let cut = cut.min(bytes.len());
             let kept = bytes.len() - cut;
             let missing = if kept < HEADER_BYTES { HEADER_BYTES - kept } else { cut };
-            prop_assert_eq!(Frame::decode(bytes.slice(..kept)), Err(FrameError::Truncated(missing)));
+            let error = Frame::decode(bytes.slice(..kept));
+            prop_assert_eq!(error, Err(FrameError::Truncated(missing)));
         }
     }
 

@@ -97,7 +97,10 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(uri in "\\PC{0,60}", der in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn garbage_never_panics(
+            uri in "\\PC{0,60}",
+            der in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             let _ = SpiffeId::parse(&uri);
             let _ = SpiffeId::parse(&format!("spiffe://{uri}"));
             prop_assert!(SpiffeId::of_certificate(&der).is_err());

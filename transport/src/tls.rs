@@ -59,7 +59,7 @@ impl Tls {
             Ok(_) => {}
             // The clock may be wrong, and peers say so when it is not.
             Err(Error::InvalidCertificate(e)) if is_of_time(&e) => {
-                tracing::warn!(error = %e, "own certificate is not valid now: peers will refuse it");
+                tracing::warn!(error = %e, "own certificate is not valid now; peers refuse it");
             }
             Err(e) => {
                 let why = format!("the own authorities do not accept the own certificate: {e}");

@@ -13,6 +13,7 @@ use super::answer;
 use super::collect::Encoding;
 use super::intake::{Charge, Intake, Received};
 use super::{Accepted, Admission, Export, Refusal};
+use crate::listen::Respond;
 use crate::metrics::Protocol;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{ALLOW, CONTENT_TYPE};
@@ -82,23 +83,14 @@ async fn report(reporter: &HealthReporter, admission: Admission) {
 }
 
 /// Answers requests on a gRPC port.
-pub(super) fn service<E: Export>(
-    intake: Intake<E>,
-    health: Health,
-) -> impl hyper::service::Service<
-    Request<Incoming>,
-    Response = Response<Body>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
-+ Send {
-    hyper::service::service_fn(move |request| {
+pub(super) fn service<E: Export>(intake: Intake<E>, health: Health) -> impl Respond<Body> {
+    hyper::service::service_fn(move |request: Request<Incoming>| {
         let (intake, mut health) = (intake.clone(), health.clone());
         async move {
             if request.uri().path().starts_with(HEALTH_SERVICE) {
                 return health.call(request).await;
             }
-            Ok(match misdirected(&request) {
+            Ok::<_, Infallible>(match misdirected(&request) {
                 Some(answer) => answer,
                 None => export(&intake, request).await,
             })

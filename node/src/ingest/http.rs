@@ -2,7 +2,7 @@
 //!
 //! The invariant: the answer has the request's content type, for refusals a `google.rpc.Status`; a
 //! request that is no OTLP request at all is told in plain text what would be. A refused request is
-//! read to its end, and forgotten, up to a bound: an HTTP/1 client that is still sending would
+//! read to its end, and forgotten, for some seconds: an HTTP/1 client that is still sending would
 //! otherwise see a broken connection, and send again for ever what can never be accepted.
 
 use super::answer;
@@ -10,6 +10,7 @@ use super::collect::Encoding;
 use super::grpc::TRACE_EXPORT;
 use super::intake::{Charge, Intake, Received};
 use super::{Accepted, Export, Refusal};
+use crate::listen::Respond;
 use crate::metrics::Protocol;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, RETRY_AFTER};
@@ -49,14 +50,10 @@ struct Head {
 type Answer = Response<Full<Bytes>>;
 
 /// Answers requests on an OTLP HTTP port.
-pub(super) fn service<E: Export>(
-    intake: Intake<E>,
-) -> impl hyper::service::Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send>
-+ Clone
-+ Send {
-    hyper::service::service_fn(move |request| {
+pub(super) fn service<E: Export>(intake: Intake<E>) -> impl Respond<Full<Bytes>> {
+    hyper::service::service_fn(move |request: Request<Incoming>| {
         let intake = intake.clone();
-        async move { Ok(respond(&intake, request).await) }
+        async move { Ok::<_, Infallible>(respond(&intake, request).await) }
     })
 }
 
@@ -82,24 +79,15 @@ where
     response
 }
 
-/// Reads what is left of a refused request, as much as an accepted one may have.
+/// Reads what is left of a refused request, and keeps nothing of it.
 async fn forget<E, B>(intake: &Intake<E>, body: &mut B)
 where
     E: Export,
     B: Body<Data = Bytes> + Unpin,
 {
-    let rest = async {
-        let mut bytes = 0;
-        while let Some(data) = intake.next(body).await? {
-            bytes += data.len();
-            if bytes > intake.request_bytes_max() {
-                break;
-            }
-        }
-        Ok(())
-    };
+    let rest = async { while let Ok(Some(_)) = intake.next(body).await {} };
     // Whatever comes of it, the answer stands.
-    let _: Result<Result<(), Refusal>, Elapsed> = timeout(FORGET_MAX, rest).await;
+    let _: Result<(), Elapsed> = timeout(FORGET_MAX, rest).await;
 }
 
 /// Checks everything that can be said before the body is read.

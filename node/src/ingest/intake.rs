@@ -1,9 +1,9 @@
 //! Where both protocols meet: who may come in, and what becomes of a request.
 //!
 //! The invariant: every request is counted once, by its answer; its bytes are charged to
-//! [`InFlight`] as they arrive or grow by decompression, until it is answered or its client is gone.
-//! A request that makes the code behind [`Export`] panic costs that request only: it is refused for
-//! good, because the next node would fare no better.
+//! [`InFlight`] as they arrive or grow by decompression, until it is answered or its client is
+//! gone. A request that makes the code behind [`Export`] panic costs that request only: it is
+//! refused for good, because the next node would fare no better.
 
 use super::collect::{Collector, Encoding};
 use super::{Accepted, Admission, Export, Refusal};
@@ -156,11 +156,6 @@ impl<E: Export> Intake<E> {
         charge: Charge,
     ) -> Result<Collector, Refusal> {
         Collector::new(encoding, self.request_bytes_max, charge)
-    }
-
-    /// Most bytes of one request, compressed or not.
-    pub(super) fn request_bytes_max(&self) -> usize {
-        self.request_bytes_max
     }
 
     /// The next bytes of a request's body; `None` at its end.

@@ -348,3 +348,24 @@ fn whatever_is_accepted_can_be_written_and_read_again() {
             .ends_with("too deep nesting")
     );
 }
+
+#[test]
+fn of_two_values_the_last_is_written() {
+    let written = |any: &[u8]| {
+        let wrap = |tag: u8, payload: &[u8]| [&[tag, payload.len() as u8], payload].concat();
+        let span = wrap(0x4a, &wrap(0x12, any));
+        let json = to_json(&wrap(0x0a, &wrap(0x12, &wrap(0x12, &span)))).unwrap();
+        let value = json.split_once(r#""value":"#).unwrap().1;
+        value.strip_suffix("}]}]}]}]}").unwrap().to_owned()
+    };
+    let (int, text, array) = (b"\x18\x05", b"\x0a\x01a", b"\x2a\x02\x0a\x00");
+    assert_eq!(
+        written(&[&int[..], text].concat()),
+        r#"{"stringValue":"a"}"#
+    );
+    assert_eq!(written(&[&text[..], int].concat()), r#"{"intValue":"5"}"#);
+    let merged = r#"{"arrayValue":{"values":[{},{}]}}"#;
+    assert_eq!(written(&[&int[..], array, array].concat()), merged);
+    let last = r#"{"arrayValue":{"values":[{}]}}"#;
+    assert_eq!(written(&[&array[..], text, array].concat()), last);
+}

@@ -8,7 +8,9 @@ use std::fmt::{self, Write};
 
 /// Defines an enum whose variants are label values, log fields, and what tests compare.
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)*
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
@@ -53,7 +55,8 @@ label! {
         Ids = "ids",
         /// The request is too large, before or after decompression (refused).
         Size = "size",
-        /// The request is no valid protobuf, JSON or compressed data, or made the node fail (refused).
+        /// The request is no valid protobuf, JSON or compressed data, or made the node fail
+        /// (refused).
         Syntax = "syntax",
         /// Every sink refused it for good (dropped).
         Sink = "sink",

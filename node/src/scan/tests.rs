@@ -230,6 +230,53 @@ fn nesting_is_accepted_up_to_the_limit() {
 }
 
 #[test]
+fn every_field_is_accepted_with_every_wire_type_by_both_or_by_none() {
+    let span_with = |field: Vec<u8>| request_of_spans(&[[span(1, 1), field].concat()]);
+    let scope_with =
+        |field: Vec<u8>| framed(1, &framed(2, &[framed(2, &span(1, 1)), field].concat()));
+    let resource_with =
+        |field: Vec<u8>| framed(1, &[framed(2, &framed(2, &span(1, 1))), field].concat());
+    let payloads: [(usize, &[u8]); 9] = [
+        (0, b"\x01"),
+        (0, b"\x80\x80\x01"),
+        (1, b"12345678"),
+        (2, b"\x00"),
+        (2, b"\x02\xc3\x28"),
+        (2, b"\x02\x0a\x00"),
+        (3, b""),
+        (4, b""),
+        (5, b"1234"),
+    ];
+    for number in 1..=18 {
+        for (wire_type, payload) in payloads {
+            let mut field = Vec::new();
+            put_varint(&mut field, number * 8 + wire_type);
+            field.extend(payload);
+            let any = framed(2, &field);
+            for request in [
+                field.clone(),
+                resource_with(field.clone()),
+                resource_with(framed(1, &field)),
+                resource_with(framed(1, &framed(3, &field))),
+                scope_with(field.clone()),
+                scope_with(framed(1, &field)),
+                span_with(field.clone()),
+                span_with(framed(11, &field)),
+                span_with(framed(13, &field)),
+                span_with(framed(15, &field)),
+                span_with(framed(9, &field)),
+                span_with(framed(9, &any)),
+                span_with(framed(9, &[framed(1, b"key"), any.clone()].concat())),
+                span_with(framed(9, &framed(2, &framed(5, &field)))),
+                span_with(framed(9, &framed(2, &framed(6, &field)))),
+            ] {
+                assert_agrees_with_prost(&request);
+            }
+        }
+    }
+}
+
+#[test]
 fn an_error_says_what_and_where() {
     let with = |field: Vec<u8>| request_of_spans(&[[span(1, 1), field].concat()]);
     assert_eq!(

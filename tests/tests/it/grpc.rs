@@ -22,8 +22,10 @@ const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Expor
 /// More than any node or test sends in one message.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
+/// Two threads, so that a connection answers while a large message is compressed.
 fn runtime() -> Runtime {
-    Builder::new_current_thread()
+    Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime can be built")

@@ -120,7 +120,9 @@ fn every_trace_meets_on_one_owner_under_an_authority_of_ones_own() {
 fn load(host: &Host, nodes: &[Node]) -> Command {
     let mut command = Command::new(host.program());
     command.args(["load", "--spans", "24000", "--json"]);
-    nodes.iter().for_each(|node| drop(command.args(["--target", &node.grpc_url()])));
+    for node in nodes {
+        command.args(["--target", &node.grpc_url()]);
+    }
     command
 }
 
@@ -129,7 +131,9 @@ fn load_finds_every_trace_once_and_whole_in_the_files_of_the_nodes() {
     let host = host();
     let nodes = start(&patient(host.nodes(&["a", "b", "c"])));
     let mut command = load(&host, &nodes);
-    nodes.iter().for_each(|node| drop(command.arg("--verify-file").arg(node.trace_file())));
+    for node in &nodes {
+        command.arg("--verify-file").arg(node.trace_file());
+    }
     Program::run("load", host.path(), &mut command).succeeded();
 }
 
@@ -139,7 +143,9 @@ fn load_finds_every_trace_once_and_whole_at_an_otlp_sink() {
     let sink = format!("127.0.0.1:{}", claim_base_port());
     let sinks = json!([{ "otlp": { "endpoint": format!("http://{sink}") } }]);
     let settings = patient(host.nodes(&["a", "b", "c"]));
-    let settings = settings.into_iter().map(|node| node.with("sinks", sinks.clone()));
+    let settings = settings
+        .into_iter()
+        .map(|node| node.with("sinks", sinks.clone()));
     let nodes = start(&settings.collect::<Vec<_>>());
     let mut command = load(&host, &nodes);
     Program::run("load", host.path(), command.args(["--listen", &sink])).succeeded();

@@ -6,6 +6,7 @@ use crate::endpoint::{Endpoint, HANDSHAKES_MAX, Secrets};
 use crate::identity::{Credentials, Source, WallClock, derive};
 use crate::incoming::{Incoming, Received};
 use crate::key::ClusterKey;
+use crate::slots::Slots;
 use crate::socket::bind_udp;
 use crate::tasks::Tasks;
 use crate::tls::Tls;
@@ -50,14 +51,28 @@ impl Host {
         }
     }
 
-    /// Dials; the result is both ends of the link, if both sides like each other.
-    async fn dial(&self, other: &Self) -> (Option<Link>, Option<Link>) {
+    /// Dials; the result is both ends of the link.
+    async fn connect(&self, other: &Self) -> (Link, Link) {
         let welcome = async {
-            let arrival = other.endpoint.arrival().await.unwrap();
-            other.endpoint.welcome(arrival).await
+            loop {
+                // Before it may come what was sent twice for an earlier dial.
+                let arrival = other.endpoint.arrival().await.unwrap();
+                if let Some(link) = other.endpoint.welcome(arrival).await {
+                    break link;
+                }
+            }
         };
         let (ours, theirs) = tokio::join!(self.endpoint.dial(other.address), welcome);
-        (ours.ok(), theirs)
+        (ours.ok().unwrap(), theirs)
+    }
+
+    /// Dials somebody who does not let it in.
+    async fn knock(&self, other: &Self) {
+        let (_, welcomed) = tokio::join!(self.endpoint.dial(other.address), async {
+            let arrival = other.endpoint.arrival().await.unwrap();
+            other.endpoint.welcome(arrival).await
+        });
+        assert!(welcomed.is_none());
     }
 }
 
@@ -74,9 +89,7 @@ struct Served {
 impl Served {
     async fn start() -> Self {
         let hosts = ["guest", "host"].map(|id| Host::start(id, &tls(id)));
-        let (Some(guest), Some(link)) = hosts[0].dial(&hosts[1]).await else {
-            panic!()
-        };
+        let (guest, link) = hosts[0].connect(&hosts[1]).await;
         let meters = hosts[1].meters.clone();
         let (inbox, incoming) = Inbox::new(meters.clone(), Tasks::default());
         let mut serving = JoinSet::new();
@@ -219,7 +232,7 @@ async fn a_guest_without_a_certificate_or_with_another_protocol_is_refused() {
     foreign.speak(b"other/1");
     for (tls, cause) in [(bare, Refusal::Certificate), (foreign, Refusal::Protocol)] {
         let guest = Host::start("guest", &tls);
-        assert!(guest.dial(&host).await.1.is_none());
+        guest.knock(&host).await;
         assert_eq!(host.meters.counters().refused(cause), 1, "{cause:?}");
     }
     assert_eq!(host.meters.counters().connections_opened, 0);
@@ -255,16 +268,47 @@ async fn in_a_crowd_newcomers_show_their_address_first_and_in_a_full_house_they_
         Host::start("guest", &tls("guest")),
     );
     let crowd = host.endpoint.crowd(HANDSHAKES_MAX / 2 + 1);
-    let (ours, theirs) = guest.dial(&host).await;
-    assert!(ours.is_some() && theirs.is_some());
+    guest.connect(&host).await;
     let _rest = host.endpoint.crowd(HANDSHAKES_MAX / 2 - 1);
     tokio::select! {
         biased;
         dialled = guest.endpoint.dial(host.address) => assert!(dialled.is_err()),
         _ = host.endpoint.arrival() => panic!("there is no place"),
     }
-    assert_eq!(host.meters.counters().refused(Refusal::Full), 1);
+    assert!(host.meters.counters().refused(Refusal::Full) > 0);
     drop(crowd);
-    let (ours, theirs) = guest.dial(&host).await;
-    assert!(ours.is_some() && theirs.is_some());
+    guest.connect(&host).await;
+}
+
+#[tokio::test]
+async fn a_slot_keeps_the_newest_link_of_each_side_and_uses_the_newest_of_all() {
+    let (host, guest) = (
+        Host::start("host", &tls("host")),
+        Host::start("guest", &tls("guest")),
+    );
+    let mut slots = Slots::new([1; 32]);
+    let mut admit = |link: Link| {
+        let link = Arc::new(link);
+        assert!(slots.admit(&link));
+        assert!(
+            Arc::ptr_eq(&slots.link(guest.address).unwrap(), &link),
+            "the newest is used"
+        );
+        link
+    };
+    // As when both dial at the same moment, and then the guest restarts.
+    let by_guest = guest.connect(&host).await;
+    let by_host = host.connect(&guest).await;
+    let by_guest_again = guest.connect(&host).await;
+    let first = admit(by_guest.1);
+    let second = admit(by_host.0);
+    assert!(first.is_open() && second.is_open());
+    let third = admit(by_guest_again.1);
+    assert!(!first.is_open() && second.is_open() && third.is_open());
+    slots.retire(&third);
+    assert!(Arc::ptr_eq(&slots.link(guest.address).unwrap(), &second));
+    assert_eq!(slots.give_up(guest.address).0.len(), 1);
+    assert!(slots.link(guest.address).is_none());
+    // A dial that ends after its peer was given up is not wanted any more.
+    assert!(!slots.admit(&second));
 }

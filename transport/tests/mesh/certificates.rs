@@ -192,6 +192,51 @@ async fn names_that_cannot_stand_in_a_certificate_are_refused_at_the_start() {
     }
 }
 
+/// A wait that costs nothing: these tests run on tokio's paused clock.
+async fn upkeep_passes() {
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_issued_certificate_is_renewed_by_itself_at_half_of_its_life() {
+    let clock = Clock::today();
+    let plan = Plan {
+        clock: clock.clone(),
+        ..Plan::new("alice")
+    };
+    let (transport, _incoming) = plan.start_silent();
+    let first = transport.certificate_expires();
+    clock.advance(11 * HOUR);
+    upkeep_passes().await;
+    assert_eq!(transport.certificate_expires(), first);
+    clock.advance(HOUR);
+    upkeep_passes().await;
+    assert_eq!(
+        transport.certificate_expires(),
+        clock.now() + CERTIFICATE_LIFE
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_files_are_read_again_by_themselves_and_bad_ones_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new("authority");
+    trust(directory.path(), &[&authority]);
+    authority.issue(directory.path(), "spiffe://test/node/alice", 2040);
+    let plan = Plan {
+        credentials: files(directory.path()),
+        ..Plan::new("alice")
+    };
+    let (transport, _incoming) = plan.start_silent();
+    let first = transport.certificate_expires();
+    authority.issue(directory.path(), "spiffe://test/node/bob", 2041);
+    upkeep_passes().await;
+    assert_eq!(transport.certificate_expires(), first);
+    authority.issue(directory.path(), "spiffe://test/node/alice", 2041);
+    upkeep_passes().await;
+    assert!(transport.certificate_expires() > first);
+}
+
 /// An operator's authority.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -212,11 +257,11 @@ impl Authority {
     }
 
     /// Writes a node's certificate and key, as PEM.
-    fn issue(&self, directory: &Path, uri: &str) {
+    fn issue(&self, directory: &Path, uri: &str, until_year: i32) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-        params.not_after = date_time_ymd(2040, 1, 1);
+        params.not_after = date_time_ymd(until_year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(directory.join("cert.pem"), certificate.pem()).unwrap();
         fs::write(directory.join("key.pem"), key.serialize_pem()).unwrap();
@@ -257,7 +302,7 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
         (b, "spiffe://test/node/bob"),
     ] {
         trust(directory, &[&old]);
-        old.issue(directory, uri);
+        old.issue(directory, uri, 2040);
     }
     let (alice, bob) = (start_from_files("alice", a), start_from_files("bob", b));
     assert_friends(&alice, &bob).await;
@@ -271,7 +316,7 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
         assert_eq!(node.transport.reload().unwrap(), Reloaded::Replaced);
     }
     assert_friends(&alice, &bob).await;
-    new.issue(a, "spiffe://test/node/alice");
+    new.issue(a, "spiffe://test/node/alice", 2040);
     assert_eq!(alice.transport.reload().unwrap(), Reloaded::Replaced);
     assert_eq!(
         alice.transport.counters().connections_opened,
@@ -288,7 +333,7 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
     })
     .await;
     assert_strangers(&alice, &bob, Refusal::Authority, Refusal::ByPeer).await;
-    new.issue(b, "spiffe://test/node/bob");
+    new.issue(b, "spiffe://test/node/bob", 2040);
     assert_eq!(bob.transport.reload().unwrap(), Reloaded::Replaced);
     assert_friends(&bob, &alice).await;
 }
@@ -316,16 +361,16 @@ async fn bad_files_are_named_at_the_start_and_leave_a_running_node_alone() {
         IdentityError::Content { .. }
     ));
     trust(path, &[&authority]);
-    authority.issue(path, "spiffe://test/node/bob");
+    authority.issue(path, "spiffe://test/node/bob", 2040);
     let error = start().unwrap_err().to_string();
     assert!(error.contains("spiffe://test/node/bob"), "{error}");
     assert!(error.contains("spiffe://test/node/alice"), "{error}");
-    Authority::new("stranger").issue(path, "spiffe://test/node/alice");
+    Authority::new("stranger").issue(path, "spiffe://test/node/alice", 2040);
     assert!(matches!(
         start().unwrap_err(),
         IdentityError::Certificate(_)
     ));
-    authority.issue(path, "spiffe://test/node/alice");
+    authority.issue(path, "spiffe://test/node/alice", 2040);
     let transport = start().unwrap();
 
     let expires = transport.certificate_expires();
@@ -351,12 +396,12 @@ async fn a_certificate_without_a_spiffe_uri_or_of_another_cluster_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new("authority");
     trust(directory.path(), &[&authority]);
-    authority.issue(directory.path(), "spiffe://test/node/host");
+    authority.issue(directory.path(), "spiffe://test/node/host", 2040);
     let host = start_from_files("host", directory.path());
     // Of the same authority, but of another cluster.
     let guests = tempfile::tempdir().unwrap();
     trust(guests.path(), &[&authority]);
-    authority.issue(guests.path(), "spiffe://staging/node/guest");
+    authority.issue(guests.path(), "spiffe://staging/node/guest", 2040);
     let plan = Plan {
         cluster: "staging",
         ..Plan::new("guest")
@@ -367,7 +412,7 @@ async fn a_certificate_without_a_spiffe_uri_or_of_another_cluster_is_refused() {
     }
     .start();
     assert_strangers(&guest, &host, Refusal::Cluster, Refusal::ByPeer).await;
-    authority.issue(guests.path(), "https://test/node/guest");
+    authority.issue(guests.path(), "https://test/node/guest", 2040);
     assert!(matches!(
         guest.transport.reload().unwrap_err(),
         IdentityError::Content { .. }

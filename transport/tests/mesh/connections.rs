@@ -8,7 +8,7 @@ use tracemesh_transport::{CallError, Refusal};
 
 #[tokio::test]
 async fn two_nodes_that_dial_each_other_at_the_same_moment_both_get_through() {
-    for _ in 0..20 {
+    for _ in 0..8 {
         let (alice, bob) = (Plan::new("alice").start(), Plan::new("bob").start());
         let (to_alice, to_bob) = (alice.as_peer(), bob.as_peer());
         for kind in 0..3 {

@@ -296,7 +296,7 @@ mod tests {
         scene.rotate();
         assert_eq!(
             scene.read().await,
-            (0, 0),
+            (8, 0),
             "between the steps of a rotation"
         );
         scene.append(&line(&scene.plan, 1));

@@ -37,6 +37,10 @@ fn arguments(targets: &[SocketAddr], more: &str) -> Arguments {
             .iter()
             .map(|target| format!("--target http://{target}")),
     );
+    if !more.contains("--deadline") {
+        // A busy machine must not turn a slow answer into a second try.
+        line.push("--deadline 10m --give-up-after 10m".to_owned());
+    }
     if !more.contains("--duration") {
         line.push("--spans 3000".to_owned());
     }
@@ -104,7 +108,7 @@ impl Mesh {
         let request = ExportTraceServiceRequest::decode(request).unwrap();
         let mut open = self.open.lock().unwrap();
         let mut whole = Vec::new();
-        for (trace_id, span) in single_spans(&request) {
+        for (trace_id, span) in single_spans(request) {
             let trace = open.entry(trace_id.clone()).or_default();
             trace.push(span);
             if trace.len() == 8 {
@@ -136,18 +140,19 @@ impl Mesh {
 
 /// Each span in a request of its own, with its trace id.
 fn single_spans(
-    request: &ExportTraceServiceRequest,
+    request: ExportTraceServiceRequest,
 ) -> impl Iterator<Item = (Vec<u8>, ExportTraceServiceRequest)> {
-    request.resource_spans.iter().flat_map(|resource| {
-        resource.scope_spans.iter().flat_map(move |scope| {
-            scope.spans.iter().map(move |span| {
-                let mut resource = resource.clone();
-                resource.scope_spans = vec![scope.clone()];
-                resource.scope_spans[0].spans = vec![span.clone()];
-                let single = ExportTraceServiceRequest {
-                    resource_spans: vec![resource],
-                };
-                (span.trace_id.clone(), single)
+    request.resource_spans.into_iter().flat_map(|mut resource| {
+        let scopes = std::mem::take(&mut resource.scope_spans);
+        scopes.into_iter().flat_map(move |mut scope| {
+            let (resource, spans) = (resource.clone(), std::mem::take(&mut scope.spans));
+            spans.into_iter().map(move |span| {
+                let (mut resource, mut scope) = (resource.clone(), scope.clone());
+                let trace_id = span.trace_id.clone();
+                scope.spans.push(span);
+                resource.scope_spans.push(scope);
+                let resource_spans = vec![resource];
+                (trace_id, ExportTraceServiceRequest { resource_spans })
             })
         })
     })
@@ -155,7 +160,7 @@ fn single_spans(
 
 async fn forward(receiver: SocketAddr, messages: Vec<Bytes>) -> Result<Bytes, Status> {
     let sending = Sending {
-        deadline: Duration::from_secs(60),
+        deadline: Duration::from_secs(600),
         give_up_after: Duration::from_secs(60),
         compression: Some(CompressionEncoding::Zstd),
         connections: 1,
@@ -264,12 +269,13 @@ async fn traces_that_come_out_into_files_are_verified() {
     let mesh = Mesh::new(|_| 1);
     let file = path.clone();
     let export: Export = Arc::new(move |request| {
-        let mut lines = fs::read(&file).unwrap();
+        let mut lines = Vec::new();
         for trace in mesh.on_request(request) {
             serde_json::to_writer(&mut lines, &trace).unwrap();
             lines.push(b'\n');
         }
-        fs::write(&file, lines).unwrap();
+        let mut file = fs::File::options().append(true).open(&file).unwrap();
+        file.write_all(&lines).unwrap();
         std::future::ready(Ok(Bytes::new())).boxed()
     });
     let mut servers = Servers::default();
@@ -355,7 +361,7 @@ async fn wait_that_a_server_asks_for_is_honoured() {
     };
     let target = servers.start(always(busy)).await;
     // It would have to wait for 60 s, so it gives up at once.
-    let report = run(arguments(&[target], "--give-up-after 59s")).await;
+    let report = run(arguments(&[target], "--deadline 10m --give-up-after 59s")).await;
     assert_eq!(
         (report.sent.spans_unacknowledged, report.sent.retries),
         (report.sent.spans, 0)
@@ -370,7 +376,11 @@ async fn run_ends_when_nobody_listens() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let report = run(arguments(&[closed], "--duration 24h --give-up-after 0s")).await;
+    let report = run(arguments(
+        &[closed],
+        "--duration 24h --deadline 10m --give-up-after 0s",
+    ))
+    .await;
     assert!(!report.good);
     assert!(
         report
