@@ -23,6 +23,7 @@ use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
 use crate::shard::{Limits, SinkSet};
 use crate::sink::{self, DeadLetters, SinkConfig, Workers};
+use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use std::net::{IpAddr, SocketAddr};
@@ -264,9 +265,8 @@ impl Node {
             close_ingest.clone(),
         );
         tasks.spawn("ingest", serve);
-        let shown = parts.clone();
         let source = console::Source {
-            status: Arc::new(move || report::status(&shown)),
+            status: Arc::new(report::reporter(&parts)),
             registry: Arc::new(registry),
         };
         tasks.spawn("console", console::serve(ports.console, source, tasks.stopping()));
@@ -293,9 +293,9 @@ impl Node {
         self.router.clone()
     }
 
-    /// What it says of itself.
-    pub fn status(&self) -> crate::status::Status {
-        report::status(&self.parts)
+    /// Says what it says of itself, at any time while it runs.
+    pub fn reporter(&self) -> impl Fn() -> Status + Send + Sync + use<> {
+        report::reporter(&self.parts)
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -344,7 +344,7 @@ impl Node {
     }
 
     fn say_ready(&self) {
-        let status = self.status();
+        let status = report::status(&self.parts);
         let owned = status.members.iter().find(|member| member.id == status.id);
         let owned_slots = owned.map_or(0, |member| member.owned_slots);
         let (id, members) = (&status.id, status.view.members);
