@@ -193,8 +193,8 @@ pub struct Gossip {
 }
 
 /// Whom frames about spans are for; none until the shards have started, because membership needs
-/// gossip before it is known who this node is. Until then Holds are not answered.
-type Handlers = Option<(Shards, Peers)>;
+/// gossip before it is known who this node is. Without them Holds are not answered.
+pub type Handlers = Option<(Shards, Peers)>;
 
 /// Moves what arrives to where it belongs.
 pub fn carry(

@@ -23,6 +23,7 @@ use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
 use crate::shard::{Limits, SinkSet};
 use crate::sink::{self, DeadLetters, SinkConfig, Workers};
+use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
@@ -137,6 +138,7 @@ pub struct Node {
     router: Router,
     admission: watch::Sender<Admission>,
     close_ingest: CancellationToken,
+    handlers: watch::Sender<mesh::Handlers>,
     drain: config::Drain,
     tasks: Tasks,
     workers: Option<Workers>,
@@ -230,6 +232,7 @@ impl Node {
             router,
             admission,
             close_ingest,
+            handlers,
             drain: config.drain.clone(),
             tasks,
             workers,
@@ -247,9 +250,9 @@ impl Node {
         self.router.clone()
     }
 
-    /// What it says of itself.
-    pub fn status(&self) -> crate::status::Status {
-        report::status(&self.parts)
+    /// Says what it says of itself, at any time while it runs.
+    pub fn reporter(&self) -> impl Fn() -> Status + Send + Sync + use<> {
+        report::reporter(&self.parts)
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -298,7 +301,7 @@ impl Node {
     }
 
     fn say_ready(&self) {
-        let status = self.status();
+        let status = report::status(&self.parts);
         let owned = status.members.iter().find(|member| member.id == status.id);
         let owned_slots = owned.map_or(0, |member| member.owned_slots);
         let (id, members) = (&status.id, status.view.members);
@@ -324,8 +327,18 @@ impl Node {
         }
         self.parts.membership.leave();
         let empty = async {
-            while self.held() > 0 {
+            loop {
+                while self.held() > 0 {
+                    sleep(DRAIN_LOOK).await;
+                }
+                // A peer whose view is old may still send something: nobody is answered any more,
+                // and what was answered before that is waited for.
+                let handlers = self.handlers.send_replace(None);
                 sleep(DRAIN_LOOK).await;
+                if self.held() == 0 {
+                    return;
+                }
+                self.handlers.send_replace(handlers);
             }
         };
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
@@ -431,9 +444,8 @@ fn start_ingest(
 }
 
 fn start_console(listener: Listener, registry: Registry, parts: &Parts, tasks: &Tasks) {
-    let shown = parts.clone();
     let source = console::Source {
-        status: Arc::new(move || report::status(&shown)),
+        status: Arc::new(report::reporter(parts)),
         registry: Arc::new(registry),
     };
     tasks.spawn("console", console::serve(listener, source, tasks.stopping()));

@@ -16,7 +16,7 @@ use crate::metrics::{
 use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
 use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
 use crate::spans::TraceId;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::coop::unconstrained;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +67,7 @@ impl Turn {
                 biased;
                 () = stop.cancelled() => return,
                 () = mesh.changed() => self.on_mesh(),
-                Some(event) = waiting.next() => self.on_event(event),
+                Some(event) = next(&mut waiting) => self.on_event(event),
                 input = inputs.recv() => match input {
                     Some(input) => self.on_inputs(input, &mut inputs),
                     None => return,
@@ -108,6 +109,8 @@ impl Turn {
                 });
                 let traces = said.collect();
                 let view_hash = self.shard.view_hash();
+                // Before the answer, so that nobody who was answered finds the node empty.
+                self.publish_held();
                 // Whoever asked may have gone away; what is stored stays.
                 let _ = reply.send(PartReply { view_hash, traces });
             }
@@ -267,13 +270,17 @@ impl Turn {
     }
 
     fn publish(&mut self) {
+        self.publish_held();
+        count(&self.metrics, &self.shard.take_tally());
+    }
+
+    fn publish_held(&self) {
         self.memory.set_shard(self.number, self.shard.bytes());
         let held = &self.held[self.number];
         for (gauge, spans) in held.spans.iter().zip(self.shard.held()) {
             gauge.store(spans, Relaxed);
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
-        count(&self.metrics, &self.shard.take_tally());
     }
 }
 
@@ -322,7 +329,13 @@ fn label(verdict: Verdict) -> metrics::Verdict {
     }
 }
 
+/// The next event. Outside tokio's budget of a turn: once that is used up, every future that is
+/// ready would be put off, and polled again, one by one.
+async fn next(waiting: &mut Waiting) -> Option<Event> {
+    unconstrained(waiting.next()).await
+}
+
 /// An event that is there already.
 fn ready(waiting: &mut Waiting) -> Option<Event> {
-    futures_util::FutureExt::now_or_never(waiting.next()).flatten()
+    next(waiting).now_or_never().flatten()
 }

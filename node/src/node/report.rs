@@ -21,6 +21,12 @@ use tracemesh_membership::{MemberState, NodeId, PeerInfo, Placement, Update};
 /// this is also how stale those may be.
 const EVERY: Duration = Duration::from_millis(500);
 
+/// Makes the status document whenever it is asked to, without the node itself.
+pub(super) fn reporter(parts: &Parts) -> impl Fn() -> Status + Send + Sync + use<> {
+    let parts = parts.clone();
+    move || status(&parts)
+}
+
 /// The document at `/api/v1/status`.
 pub(super) fn status(parts: &Parts) -> Status {
     let standing = parts.peers.status();
