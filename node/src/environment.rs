@@ -5,8 +5,8 @@
 //! socket, reads the wall clock or draws random numbers.
 
 use crate::sink::{self, Sink, SinkConfig, Workers};
-use rand::{RngCore, TryRngCore};
 use rand::rngs::OsRng;
+use rand::{RngCore, TryRngCore};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -222,8 +222,7 @@ impl Node {
             draining: CancellationToken::new(),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
-        let (admission, close_ingest) =
-            start_ingest(taken.ingest, router.clone(), &parts, &tasks);
+        let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         start_console(taken.console, meters.registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
@@ -437,17 +436,14 @@ fn start_ingest(
     let admission = watch::Sender::new(Admission::Joining);
     let close = CancellationToken::new();
     let (in_flight, metrics) = (Arc::clone(&parts.in_flight), parts.metrics.ingest.clone());
-    let serve =
-        listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
+    let serve = listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
     tasks.spawn("ingest", serve);
     (admission, close)
 }
 
 fn start_console(listener: Listener, registry: Registry, parts: &Parts, tasks: &Tasks) {
-    let source = console::Source {
-        status: Arc::new(report::reporter(parts)),
-        registry: Arc::new(registry),
-    };
+    let source =
+        console::Source { status: Arc::new(report::reporter(parts)), registry: Arc::new(registry) };
     tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
 }
 

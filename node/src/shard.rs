@@ -34,9 +34,7 @@ use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
 use trace::Trace;
-use tracemesh_membership::{
-    HashKey, MemberIndex, MemberState, NodeId, Placement, Slot,
-};
+use tracemesh_membership::{HashKey, MemberIndex, MemberState, NodeId, Placement, Slot};
 
 /// How long an owner waits, from due on, for its replica to publish the same view.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -466,7 +464,6 @@ impl Shard {
             self.wake_at(index, now_ms + to_ms(CALM_AGAIN));
         }
     }
-
 }
 
 /// What the sums of a shard count of one trace.

@@ -64,10 +64,7 @@ impl Network {
             Entry::Occupied(_) => Err(BindError::InUse { address }),
             Entry::Vacant(entry) => {
                 entry.insert(Inbox::default());
-                Ok(Arc::new(MemorySocket {
-                    network: self.clone(),
-                    address,
-                }))
+                Ok(Arc::new(MemorySocket { network: self.clone(), address }))
             }
         }
     }
@@ -84,17 +81,9 @@ impl Network {
             };
             let segment_bytes = batch.segment_size.unwrap_or(batch.contents.len()).max(1);
             for contents in batch.contents.chunks(segment_bytes) {
-                inbox.put(Datagram {
-                    source,
-                    ecn: batch.ecn,
-                    contents: contents.into(),
-                });
+                inbox.put(Datagram { source, ecn: batch.ecn, contents: contents.into() });
             }
-            if inbox.datagrams.is_empty() {
-                None
-            } else {
-                inbox.receiver.take()
-            }
+            if inbox.datagrams.is_empty() { None } else { inbox.receiver.take() }
         };
         if let Some(receiver) = receiver {
             receiver.wake();
@@ -228,10 +217,7 @@ mod tests {
     /// Source port and contents of what one call yields; none when the receiver has to wait.
     fn receive(socket: &dyn AsyncUdpSocket, waker: &Waker) -> Vec<(u16, Vec<u8>)> {
         let mut bytes = [[0; 2048]; BUFFERS];
-        let mut buffers: Vec<_> = bytes
-            .iter_mut()
-            .map(|bytes| IoSliceMut::new(bytes))
-            .collect();
+        let mut buffers: Vec<_> = bytes.iter_mut().map(|bytes| IoSliceMut::new(bytes)).collect();
         let mut metas = [udp::RecvMeta::default(); BUFFERS];
         let mut context = Context::from_waker(waker);
         match socket.poll_recv(&mut context, &mut buffers, &mut metas) {
@@ -302,9 +288,6 @@ mod tests {
         send(&*one, 2, b"for nobody", None);
         let two = network.bind(address(2)).unwrap();
         send(&*one, 2, b"for the second", None);
-        assert_eq!(
-            receive(&*two, Waker::noop()),
-            [(1, b"for the second".to_vec())]
-        );
+        assert_eq!(receive(&*two, Waker::noop()), [(1, b"for the second".to_vec())]);
     }
 }

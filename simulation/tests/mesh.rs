@@ -1,8 +1,9 @@
 //! Three real nodes over a network in memory: join, take spans anywhere, drain.
 //!
-//! Speed decides nothing here. The clock is paused: time goes on only when all tasks wait, so a busy
-//! machine is never taken for a silent peer. And the traces are such that none can be decided early:
-//! one is due only after its root span, and roots are sent when all other spans are acknowledged.
+//! Speed decides nothing here. The clock is paused: time goes on only when all tasks wait, so a
+//! busy machine is never taken for a silent peer. And the traces are such that none can be decided
+//! early: one is due only after its root span, and roots are sent when all other spans are
+//! acknowledged.
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -73,9 +74,7 @@ fn config(number: usize, data: &Path) -> Config {
         ("TRACEMESH_DRAIN__ANNOUNCE", "0s"),
     ];
     let surroundings = Surroundings {
-        variables: variables
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into(),
+        variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         host_name: "simulated".to_owned(),
         memory_bytes: Some(1 << 30),
     };
@@ -114,11 +113,7 @@ async fn start_cluster() -> Cluster<impl Export> {
         });
         runs.spawn(async move { (number, node.run(leave.cancelled()).await) });
     }
-    let mut cluster = Cluster {
-        members,
-        runs,
-        _data: data,
-    };
+    let mut cluster = Cluster { members, runs, _data: data };
     cluster.agree().await;
     cluster
 }
@@ -132,10 +127,7 @@ impl<E: Export> Cluster<E> {
                 panic!("a node ended while {what} was waited for: {ended:?}");
             }
             let reports: Vec<_> = self.reports().collect();
-            assert!(
-                begin.elapsed() < DEADLINE,
-                "waited in vain for {what}: {reports:#?}"
-            );
+            assert!(begin.elapsed() < DEADLINE, "waited in vain for {what}: {reports:#?}");
             sleep(PAUSE).await;
         }
     }
@@ -175,9 +167,7 @@ impl<E: Export> Cluster<E> {
     /// Waits until no node holds anything.
     async fn finish(&mut self) {
         self.wait_until("all spans to be exported", |cluster| {
-            cluster
-                .reports()
-                .all(|report| report.spans_held == SpansHeld::default())
+            cluster.reports().all(|report| report.spans_held == SpansHeld::default())
         })
         .await;
     }
@@ -205,17 +195,11 @@ fn spans(traces: Range<u64>, numbers: Range<u64>) -> Vec<Span> {
     let span = |trace: u64, number: u64| Span {
         trace_id: trace_id(trace).into(),
         span_id: span_id(number).into(),
-        parent_span_id: if number == 0 {
-            Vec::new()
-        } else {
-            span_id(0).into()
-        },
+        parent_span_id: if number == 0 { Vec::new() } else { span_id(0).into() },
         name: format!("step {number} of {trace}"),
         ..Default::default()
     };
-    traces
-        .flat_map(|trace| numbers.clone().map(move |number| span(trace, number)))
-        .collect()
+    traces.flat_map(|trace| numbers.clone().map(move |number| span(trace, number))).collect()
 }
 
 fn children(traces: Range<u64>) -> Vec<Span> {
@@ -227,19 +211,9 @@ fn roots(traces: Range<u64>) -> Vec<Span> {
 }
 
 fn encoded(spans: Vec<Span>) -> Bytes {
-    let scope = ScopeSpans {
-        spans,
-        ..Default::default()
-    };
-    let resource = ResourceSpans {
-        scope_spans: vec![scope],
-        ..Default::default()
-    };
-    ExportTraceServiceRequest {
-        resource_spans: vec![resource],
-    }
-    .encode_to_vec()
-    .into()
+    let scope = ScopeSpans { spans, ..Default::default() };
+    let resource = ResourceSpans { scope_spans: vec![scope], ..Default::default() };
+    ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec().into()
 }
 
 /// What each attempt at each trace held, sorted.
@@ -275,21 +249,14 @@ fn expected(traces: Range<u64>) -> Exported {
 #[tokio::test(start_paused = true)]
 async fn scattered_spans_meet_once_on_one_owner_even_if_a_node_is_drained_in_between() {
     let mut cluster = start_cluster().await;
-    let sinks: Vec<_> = cluster
-        .members
-        .iter()
-        .map(|member| Arc::clone(&member.sink))
-        .collect();
+    let sinks: Vec<_> = cluster.members.iter().map(|member| Arc::clone(&member.sink)).collect();
 
     cluster.send(children(0..300)).await;
     cluster.send(roots(0..300)).await;
     cluster.finish().await;
     assert_eq!(exported(&sinks), expected(0..300));
     let shares: Vec<_> = sinks.iter().map(|sink| sink.attempts().len()).collect();
-    assert!(
-        shares.iter().all(|share| *share > 0),
-        "every node owns some: {shares:?}"
-    );
+    assert!(shares.iter().all(|share| *share > 0), "every node owns some: {shares:?}");
 
     cluster.send(children(300..400)).await;
     cluster.drain(2).await;
@@ -298,18 +265,10 @@ async fn scattered_spans_meet_once_on_one_owner_even_if_a_node_is_drained_in_bet
     cluster.send(roots(300..400)).await;
     cluster.finish().await;
     assert_eq!(exported(&sinks), expected(0..400));
-    assert_eq!(
-        sinks[2].attempts().len(),
-        shares[2],
-        "a leaving node decides nothing early"
-    );
+    assert_eq!(sinks[2].attempts().len(), shares[2], "a leaving node decides nothing early");
 
     cluster.drain(1).await;
     cluster.members.pop();
     cluster.drain(0).await;
-    assert_eq!(
-        exported(&sinks),
-        expected(0..400),
-        "draining repeats nothing"
-    );
+    assert_eq!(exported(&sinks), expected(0..400), "draining repeats nothing");
 }

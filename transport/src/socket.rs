@@ -54,12 +54,8 @@ pub fn bind_udp(address: SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindErro
         io::ErrorKind::AddrInUse => BindError::InUse { address },
         _ => BindError::Bind { address, source },
     };
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )
-    .map_err(failed)?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))
+        .map_err(failed)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false).map_err(failed)?;
     }
@@ -111,11 +107,7 @@ impl CountingSocket {
         ids: HashedConnectionIdGenerator,
         meters: Arc<Meters>,
     ) -> Self {
-        Self {
-            socket,
-            ids,
-            meters,
-        }
+        Self { socket, ids, meters }
     }
 
     /// Whether one of our connections may own it (RFC 8999: the first bit tells long headers, with

@@ -5,9 +5,7 @@
 //! number changed, and is ignored by the shard.
 
 use super::{Held, Input, PartReply, QUESTIONS_BYTES_MAX};
-use crate::frame::{
-    self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds,
-};
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::{
@@ -16,9 +14,9 @@ use crate::metrics::{
 use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
 use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
 use crate::spans::TraceId;
-use futures_util::{FutureExt, StreamExt};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -104,9 +102,8 @@ impl Turn {
         match input {
             Input::Hold { cut, traces, named, part, reply } => {
                 self.shard.on_hold(now, &cut, &traces, part);
-                let said = named.iter().filter_map(|(id, named)| {
-                    self.shard.on_names(now, *id, named)
-                });
+                let said =
+                    named.iter().filter_map(|(id, named)| self.shard.on_names(now, *id, named));
                 let traces = said.collect();
                 let view_hash = self.shard.view_hash();
                 // Before the answer, so that nobody who was answered finds the node empty.
@@ -183,7 +180,7 @@ impl Turn {
                         Ok(Outcome::Acknowledged) => Answer::Acknowledged,
                         Ok(Outcome::Refused) => Answer::Refused,
                         Ok(Outcome::Again { after }) => Answer::Again { after },
-                        Err(_) => Answer::Unanswered,
+                        Ok(Outcome::Unanswered) | Err(_) => Answer::Unanswered,
                     },
                 };
                 Event::Answered { trace_id, number, sink, answer }

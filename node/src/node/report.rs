@@ -1,13 +1,13 @@
 //! What a node says about itself: status document, gauges, and what it gossips of its load.
 //!
-//! Everything is read from where it lives at the moment of asking; nothing is kept but the last view
-//! seen, to count its changes.
+//! Everything is read from where it lives at the moment of asking; nothing is kept but the last
+//! view seen, to count its changes.
 
 use super::Parts;
 use crate::memory::CLIENTS_PERCENT;
 use crate::metrics::{
-    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels, PeerLabels, Role,
-    RoleLabels,
+    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
+    PeerLabels, Role, RoleLabels,
 };
 use crate::status::{self, SpansHeld, State, Status};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
-//! What a holder does that is not the owner: learn what is done, ask, and give what is wanted (rules
-//! A of PROTOCOL.md).
+//! What a holder does that is not the owner: learn what is done, ask, and give what is wanted
+//! (rules A of PROTOCOL.md).
 //!
 //! The invariant: asking takes nothing over. A leaving node forgets a trace only when the present
 //! owner, in its present incarnation and under the same view, confirmed that it has everything.
@@ -108,9 +108,7 @@ impl Shard {
             trace.asked = trace.asked.saturating_add(1);
             let question = HoldTrace {
                 trace_id: trace_id_bytes(trace.id),
-                due_in_ms: milliseconds(Duration::from_millis(
-                    trace.due_ms.saturating_sub(now_ms),
-                )),
+                due_in_ms: milliseconds(Duration::from_millis(trace.due_ms.saturating_sub(now_ms))),
                 names: trace.keys_in(SpanState::Held).map(SpanKey::name).collect(),
                 done: trace.keys_in(SpanState::Done).map(SpanKey::name).collect(),
                 verdict: trace.verdict.into(),

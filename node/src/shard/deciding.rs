@@ -1,4 +1,5 @@
-//! What an owner does when a trace is due: decide, export, try again, tell (rules D of PROTOCOL.md).
+//! What an owner does when a trace is due: decide, export, try again, tell (rules D of
+//! PROTOCOL.md).
 //!
 //! The invariant: a span becomes done only when every sink has it or refused it for good, or its
 //! trace is sampled out; and whoever finished an attempt tells the other holders, even when it is

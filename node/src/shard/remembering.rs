@@ -1,4 +1,5 @@
-//! Remembering what is done, so that late spans follow their trace and repeated ones are recognised.
+//! Remembering what is done, so that late spans follow their trace and repeated ones are
+//! recognised.
 //!
 //! A trace is remembered from when nothing of it is held until its time is over, or until the bound
 //! on memory is reached; then the one that was remembered longest goes first, and is counted. The
