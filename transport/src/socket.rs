@@ -205,7 +205,7 @@ mod tests {
         let short = |id: &[u8]| [&[0x41][..], id, &[0; 20]].concat();
         assert!(socket.may_be_ours(&short(&id)));
         assert!(socket.may_be_ours(&[0xc3, 0, 0, 0, 1, 8]));
-        assert!(!socket.may_be_ours(&short(b"chitchat")));
+        assert!(!socket.may_be_ours(&short(b"gossip!!")));
         assert!(!socket.may_be_ours(&[0xc3, 1, 2, 3, 4, 5]));
         assert!(!socket.may_be_ours(&[0x41]));
         assert!(!socket.may_be_ours(&[]));

@@ -1,3 +1,5 @@
+//! JSON against the protobuf it stands for, rule by rule and by property.
+
 use super::*;
 use crate::scan::scan;
 use crate::wire::arbitrary::{CASES, request, unusual_request};

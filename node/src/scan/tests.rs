@@ -1,3 +1,5 @@
+//! The scanner against prost: both accept the same requests and find the same spans.
+
 use super::*;
 use crate::wire::arbitrary::{CASES, damage, request, unusual_request};
 use crate::wire::put_varint;

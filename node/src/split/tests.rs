@@ -1,3 +1,5 @@
+//! Every part is a valid request, and together they are what was split.
+
 use super::*;
 use crate::scan::{scan, scan_trusted};
 use crate::wire::arbitrary::{CASES, unusual_request};
