@@ -38,11 +38,11 @@ pub(crate) fn start(settings: &[Settings]) -> Vec<Node> {
     nodes
 }
 
-/// A trace in which parts of a second are between the first and the last request is not late.
+/// Waits for the rest of a trace for longer than a request may be tried again on a busy machine.
 fn patient(settings: Vec<Settings>) -> Vec<Settings> {
     settings
         .into_iter()
-        .map(|node| node.with("traces.root_delay", json!("6s")))
+        .map(|node| node.with("traces.root_delay", json!("15s")))
         .collect()
 }
 
@@ -119,7 +119,8 @@ fn every_trace_meets_on_one_owner_under_an_authority_of_ones_own() {
 /// The load command of the product, which verifies what comes out and fails when something is amiss.
 fn load(host: &Host, nodes: &[Node]) -> Command {
     let mut command = Command::new(host.program());
-    command.args(["load", "--spans", "24000", "--json"]);
+    // A rate that unoptimised nodes keep up with on a busy machine.
+    command.args(["load", "--spans", "12000", "--rate", "2000", "--json"]);
     for node in nodes {
         command.args(["--target", &node.grpc_url()]);
     }
