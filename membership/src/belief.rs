@@ -66,10 +66,7 @@ impl Sighting {
             return None;
         }
         let published = self.published.clone()?;
-        let incarnation = Incarnation {
-            generation: self.generation,
-            epoch: published.epoch,
-        };
+        let incarnation = Incarnation { generation: self.generation, epoch: published.epoch };
         Some(PeerInfo {
             id: self.id.clone(),
             incarnation,
@@ -117,10 +114,7 @@ impl Beliefs {
         self.notice_losses(now, &heard);
         if self.doubt_until.is_some_and(|until| now < until) {
             for (id, peer) in std::mem::take(&mut self.peers) {
-                heard.entry(id).or_insert(PeerInfo {
-                    alive: false,
-                    ..peer
-                });
+                heard.entry(id).or_insert(PeerInfo { alive: false, ..peer });
             }
         } else {
             self.doubt_until = None;
@@ -136,19 +130,11 @@ impl Beliefs {
         }
         let counts = |peer: &&PeerInfo| peer.alive && peer.published.state != MemberState::Leaving;
         let before = self.peers.values().filter(counts).count() + self.lost.len();
-        let gone = self
-            .peers
-            .values()
-            .filter(counts)
-            .filter(|peer| !heard.contains_key(&peer.id));
+        let gone = self.peers.values().filter(counts).filter(|peer| !heard.contains_key(&peer.id));
         let gone = gone.count();
         self.lost.extend(std::iter::repeat_n(now, gone));
         if gone > 0 && before >= MAJORITY_OF && self.lost.len() * 2 > before {
-            tracing::warn!(
-                lost = self.lost.len(),
-                peers = before,
-                "lost most peers at once"
-            );
+            tracing::warn!(lost = self.lost.len(), peers = before, "lost most peers at once");
             self.doubt(now);
         }
     }
@@ -157,11 +143,7 @@ impl Beliefs {
 /// Of two living incarnations of an id, whether the first is to be believed.
 fn replaces(peer: &PeerInfo, other: &PeerInfo) -> bool {
     let age = |peer: &PeerInfo| (peer.incarnation, peer.mesh_address);
-    let (newer, older) = if age(peer) > age(other) {
-        (peer, other)
-    } else {
-        (other, peer)
-    };
+    let (newer, older) = if age(peer) > age(other) { (peer, other) } else { (other, peer) };
     // At the same address a newer one can only be a restart. Elsewhere it may be a second process
     // with the same id, which ends by itself before it has joined.
     let may_be_second = newer.mesh_address != older.mesh_address
@@ -189,28 +171,18 @@ pub(crate) mod tests {
             mesh_address: address(u16::from(id.as_bytes()[0])),
             alive: true,
             heartbeat: 1,
-            published: Some(Published {
-                state,
-                ..keys::tests::published()
-            }),
+            published: Some(Published { state, ..keys::tests::published() }),
         }
     }
 
     fn in_state(sighting: Sighting, state: MemberState) -> Sighting {
-        let published = sighting
-            .published
-            .map(|published| Published { state, ..published });
-        Sighting {
-            published,
-            ..sighting
-        }
+        let published = sighting.published.map(|published| Published { state, ..published });
+        Sighting { published, ..sighting }
     }
 
     fn believed(beliefs: &Beliefs) -> Vec<(&str, u64, bool)> {
         let peers = beliefs.peers().values();
-        peers
-            .map(|peer| (peer.id.as_str(), peer.incarnation.generation, peer.alive))
-            .collect()
+        peers.map(|peer| (peer.id.as_str(), peer.incarnation.generation, peer.alive)).collect()
     }
 
     fn hear(beliefs: &mut Beliefs, now: Instant, ids: &[&str]) {
@@ -220,14 +192,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_newest_living_incarnation_is_believed_in_any_order() {
-        let dead = Sighting {
-            alive: false,
-            ..sighting("a", 4)
-        };
-        let unknown = Sighting {
-            published: None,
-            ..sighting("a", 5)
-        };
+        let dead = Sighting { alive: false, ..sighting("a", 4) };
+        let unknown = Sighting { published: None, ..sighting("a", 5) };
         let invented = sighting("a", GENERATION_MAX + 1);
         let mut sightings = [sighting("a", 2), sighting("a", 3), dead, unknown, invented];
         for _ in 0..sightings.len() {
@@ -248,10 +214,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_joining_process_elsewhere_does_not_hide_a_running_node() {
-        let elsewhere = Sighting {
-            mesh_address: address(9),
-            ..sighting("a", 2)
-        };
+        let elsewhere = Sighting { mesh_address: address(9), ..sighting("a", 2) };
         let joining = in_state(elsewhere.clone(), MemberState::Joining);
         let mut beliefs = Beliefs::default();
         beliefs.on_sightings(Instant::now(), [joining, sighting("a", 1)].iter());
@@ -284,15 +247,9 @@ pub(crate) mod tests {
         let (mut beliefs, now) = (Beliefs::default(), Instant::now());
         hear(&mut beliefs, now, &["a", "b", "c"]);
         hear(&mut beliefs, now, &["a"]);
-        assert_eq!(
-            believed(&beliefs),
-            [("a", 1, true), ("b", 1, false), ("c", 1, false)]
-        );
+        assert_eq!(believed(&beliefs), [("a", 1, true), ("b", 1, false), ("c", 1, false)]);
         hear(&mut beliefs, now, &["a", "b"]);
-        assert_eq!(
-            believed(&beliefs),
-            [("a", 1, true), ("b", 1, true), ("c", 1, false)]
-        );
+        assert_eq!(believed(&beliefs), [("a", 1, true), ("b", 1, true), ("c", 1, false)]);
         hear(&mut beliefs, now + DOUBT, &["a", "b"]);
         assert_eq!(believed(&beliefs), [("a", 1, true), ("b", 1, true)]);
     }

@@ -87,11 +87,7 @@ impl Wire {
         outgoing: mpsc::Sender<(SocketAddr, Bytes)>,
         incoming: mpsc::Receiver<(SocketAddr, Bytes)>,
     ) -> Self {
-        Self {
-            outgoing,
-            incoming: Mutex::new(incoming),
-            refused: AtomicU64::new(0),
-        }
+        Self { outgoing, incoming: Mutex::new(incoming), refused: AtomicU64::new(0) }
     }
 
     /// How many messages were no gossip, or more than can be taken.
@@ -151,21 +147,13 @@ impl Gossip {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
-        let entries = says
-            .entries()
-            .map(|(key, value)| (key.to_owned(), value))
-            .to_vec();
-        let handle = spawn_chitchat(config, entries, &Carried(wire))
-            .await
-            .map_err(|_| Broken)?;
+        let entries = says.entries().map(|(key, value)| (key.to_owned(), value)).to_vec();
+        let handle = spawn_chitchat(config, entries, &Carried(wire)).await.map_err(|_| Broken)?;
         let notify = move |_: chitchat::KeyChangeEvent<'_>| view_changed.notify_one();
         let listener = handle
             .with_chitchat(|chitchat| chitchat.subscribe_event(VIEW_PREFIX, notify.clone()))
             .await;
-        Ok(Self {
-            handle,
-            _listener: listener,
-        })
+        Ok(Self { handle, _listener: listener })
     }
 
     /// All incarnations that gossip knows, sorted.
@@ -173,10 +161,7 @@ impl Gossip {
         self.with(|chitchat| {
             let alive: BTreeSet<_> = chitchat.live_nodes().cloned().collect();
             let myself = chitchat.self_chitchat_id();
-            let others = chitchat
-                .node_states()
-                .iter()
-                .filter(|(id, _)| *id != myself);
+            let others = chitchat.node_states().iter().filter(|(id, _)| *id != myself);
             others
                 .map(|(id, state)| Sighting {
                     id: NodeId::from(&*id.node_id),
@@ -256,12 +241,7 @@ impl Transport for Carried {
 #[async_trait::async_trait]
 impl Socket for Carried {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        if self
-            .0
-            .outgoing
-            .try_send((to, Bytes::from(message.serialize_to_vec())))
-            .is_err()
-        {
+        if self.0.outgoing.try_send((to, Bytes::from(message.serialize_to_vec()))).is_err() {
             tracing::debug!(peer = %to, "gossip message dropped: the carrier is full or closed");
         }
         Ok(())
@@ -334,19 +314,14 @@ pub(crate) mod tests {
 
     pub(crate) fn invented(name: &str, count: usize) -> Vec<(String, u64, SocketAddr)> {
         let address = SocketAddr::from(([10, 9, 9, 9], 9));
-        (0..count)
-            .map(|number| (format!("{name}-{number}"), 1, address))
-            .collect()
+        (0..count).map(|number| (format!("{name}-{number}"), 1, address)).collect()
     }
 
     #[test]
     fn an_opening_is_understood_and_its_digest_measured() {
         let bytes = opening(&invented("a", 3));
         // 4 of header before it, the cluster's id with its length after it.
-        assert_eq!(
-            digest_bytes(&bytes),
-            Some(bytes.len() - 4 - 2 - CLUSTER_ID.len())
-        );
+        assert_eq!(digest_bytes(&bytes), Some(bytes.len() - 4 - 2 - CLUSTER_ID.len()));
         assert!(matches!(decode(&bytes), Some(ChitchatMessage::Syn { .. })));
     }
 

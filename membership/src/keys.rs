@@ -104,24 +104,15 @@ impl Agreement {
             return Some(("cluster.replicas", values.0, values.1));
         }
         let fingerprint = |key: u64| format!("fingerprint {key:016x}");
-        (self.hash_key != other.hash_key).then(|| {
-            (
-                "cluster.hash_key",
-                fingerprint(self.hash_key),
-                fingerprint(other.hash_key),
-            )
-        })
+        (self.hash_key != other.hash_key)
+            .then(|| ("cluster.hash_key", fingerprint(self.hash_key), fingerprint(other.hash_key)))
     }
 }
 
 impl Published {
     /// The keys and their values.
     pub(crate) fn entries(&self) -> [(&'static str, String); 16] {
-        let Load {
-            spans_per_second,
-            spans_held,
-            traces_held,
-        } = self.load;
+        let Load { spans_per_second, spans_held, traces_held } = self.load;
         [
             (STATE, self.state.to_string()),
             (EPOCH, self.epoch.to_string()),
@@ -134,10 +125,7 @@ impl Published {
             (OTLP_HTTP, write_addresses(&self.otlp_http)),
             (CONSOLE, write_addresses(self.console.as_slice())),
             (FILL, self.fill.to_string()),
-            (
-                LOAD,
-                format!("{spans_per_second} {spans_held} {traces_held}"),
-            ),
+            (LOAD, format!("{spans_per_second} {spans_held} {traces_held}")),
             (CONFIG_HASH, format!("{:016x}", self.config_hash)),
             (AGREED_CLUSTER, self.agreement.cluster.clone()),
             (AGREED_REPLICAS, self.agreement.replicas.to_string()),
@@ -159,9 +147,7 @@ impl Published {
             otlp_grpc: parse_addresses(get(OTLP_GRPC)),
             otlp_http: parse_addresses(get(OTLP_HTTP)),
             console: parse_addresses(get(CONSOLE)).first().copied(),
-            fill: get(FILL)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or_default(),
+            fill: get(FILL).and_then(|text| text.parse().ok()).unwrap_or_default(),
             load: get(LOAD).and_then(parse_load).unwrap_or_default(),
             config_hash: get(CONFIG_HASH).and_then(parse_hash).unwrap_or_default(),
             agreement: Agreement {
@@ -174,13 +160,9 @@ impl Published {
 }
 
 fn parse_state(text: &str) -> Option<MemberState> {
-    [
-        MemberState::Joining,
-        MemberState::Active,
-        MemberState::Leaving,
-    ]
-    .into_iter()
-    .find(|state| state.to_string() == text)
+    [MemberState::Joining, MemberState::Active, MemberState::Leaving]
+        .into_iter()
+        .find(|state| state.to_string() == text)
 }
 
 fn parse_hash(text: &str) -> Option<u64> {
@@ -197,20 +179,13 @@ fn parse_load(text: &str) -> Option<Load> {
 }
 
 fn write_addresses(addresses: &[SocketAddr]) -> String {
-    let texts: Vec<_> = addresses
-        .iter()
-        .take(ADDRESSES_MAX)
-        .map(SocketAddr::to_string)
-        .collect();
+    let texts: Vec<_> = addresses.iter().take(ADDRESSES_MAX).map(SocketAddr::to_string).collect();
     texts.join(",")
 }
 
 fn parse_addresses(text: Option<&str>) -> Vec<SocketAddr> {
     let texts = text.unwrap_or_default().split(',');
-    texts
-        .filter_map(|address| address.parse().ok())
-        .take(ADDRESSES_MAX)
-        .collect()
+    texts.filter_map(|address| address.parse().ok()).take(ADDRESSES_MAX).collect()
 }
 
 #[cfg(test)]
@@ -237,11 +212,7 @@ pub(crate) mod tests {
             fill: 0,
             load: Load::default(),
             config_hash: 0,
-            agreement: Agreement {
-                cluster: "tracemesh".to_owned(),
-                replicas: 1,
-                hash_key: 7,
-            },
+            agreement: Agreement { cluster: "tracemesh".to_owned(), replicas: 1, hash_key: 7 },
         }
     }
 
@@ -259,45 +230,27 @@ pub(crate) mod tests {
         let texts = (".{0,20}", ".{0,20}", ".{0,20}");
         let figures = (any::<[u64; 7]>(), any::<u32>(), any::<u16>(), any::<u8>());
         let weight = Weight::MIN.thousandths()..=Weight::MAX.thousandths();
-        (
-            state,
-            addresses.clone(),
-            addresses,
-            prop::option::of(address()),
-            texts,
-            figures,
-            weight,
-        )
-            .prop_map(
-                |(state, otlp_grpc, otlp_http, console, texts, figures, weight)| {
-                    let ([hash, settled, a, b, c, config_hash, hash_key], epoch, fill, replicas) =
-                        figures;
-                    Published {
-                        state,
-                        epoch,
-                        view_hash: hash,
-                        settled,
-                        weight: Weight::from_thousandths(weight).unwrap(),
-                        zone: texts.0.into(),
-                        version: texts.1,
-                        otlp_grpc,
-                        otlp_http,
-                        console,
-                        fill,
-                        load: Load {
-                            spans_per_second: a,
-                            spans_held: b,
-                            traces_held: c,
-                        },
-                        config_hash,
-                        agreement: Agreement {
-                            cluster: texts.2,
-                            replicas,
-                            hash_key,
-                        },
-                    }
-                },
-            )
+        (state, addresses.clone(), addresses, prop::option::of(address()), texts, figures, weight)
+            .prop_map(|(state, otlp_grpc, otlp_http, console, texts, figures, weight)| {
+                let ([hash, settled, a, b, c, config_hash, hash_key], epoch, fill, replicas) =
+                    figures;
+                Published {
+                    state,
+                    epoch,
+                    view_hash: hash,
+                    settled,
+                    weight: Weight::from_thousandths(weight).unwrap(),
+                    zone: texts.0.into(),
+                    version: texts.1,
+                    otlp_grpc,
+                    otlp_http,
+                    console,
+                    fill,
+                    load: Load { spans_per_second: a, spans_held: b, traces_held: c },
+                    config_hash,
+                    agreement: Agreement { cluster: texts.2, replicas, hash_key },
+                }
+            })
     }
 
     fn entries(published: &Published) -> BTreeMap<&'static str, String> {
@@ -332,15 +285,7 @@ pub(crate) mod tests {
 
     #[test]
     fn figures_may_be_missing_and_what_placement_needs_may_not() {
-        let figures = [
-            VERSION,
-            OTLP_GRPC,
-            OTLP_HTTP,
-            CONSOLE,
-            FILL,
-            LOAD,
-            CONFIG_HASH,
-        ];
+        let figures = [VERSION, OTLP_GRPC, OTLP_HTTP, CONSOLE, FILL, LOAD, CONFIG_HASH];
         let all = entries(&published());
         assert_eq!(all.len(), 16);
         for key in all.keys() {
@@ -361,22 +306,13 @@ pub(crate) mod tests {
     fn every_setting_that_must_agree_is_compared() {
         let mine = published().agreement;
         assert_eq!(mine.difference(&mine), None);
-        let theirs = Agreement {
-            cluster: "other".to_owned(),
-            ..mine.clone()
-        };
+        let theirs = Agreement { cluster: "other".to_owned(), ..mine.clone() };
         let expected = ("cluster.name", "tracemesh".to_owned(), "other".to_owned());
         assert_eq!(mine.difference(&theirs), Some(expected));
-        let theirs = Agreement {
-            replicas: 0,
-            ..mine.clone()
-        };
+        let theirs = Agreement { replicas: 0, ..mine.clone() };
         let expected = ("cluster.replicas", "1".to_owned(), "0".to_owned());
         assert_eq!(mine.difference(&theirs), Some(expected));
-        let theirs = Agreement {
-            hash_key: 8,
-            ..mine.clone()
-        };
+        let theirs = Agreement { hash_key: 8, ..mine.clone() };
         let (key, here, there) = mine.difference(&theirs).unwrap();
         assert_eq!(key, "cluster.hash_key");
         assert_ne!(here, there);

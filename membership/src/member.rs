@@ -168,10 +168,7 @@ impl Member {
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {
-        Incarnation {
-            generation: self.generation,
-            epoch: self.says.epoch,
-        }
+        Incarnation { generation: self.generation, epoch: self.says.epoch }
     }
 
     pub(crate) fn view(&self) -> &Arc<View> {
@@ -248,11 +245,8 @@ impl Member {
             mesh_address: self.identity.mesh_address,
             state: self.says.state,
         };
-        let advice = self
-            .twins
-            .on_sightings(now, me, sightings.iter().filter(own));
-        self.beliefs
-            .on_sightings(now, sightings.iter().filter(|sighting| !own(sighting)));
+        let advice = self.twins.on_sightings(now, me, sightings.iter().filter(own));
+        self.beliefs.on_sightings(now, sightings.iter().filter(|sighting| !own(sighting)));
         self.refused = match advice {
             Advice::InUse(address) => Some(Ended::IdInUse { address }),
             Advice::None | Advice::Wait | Advice::StartAbove(_) => self.disagreement(),
@@ -287,12 +281,7 @@ impl Member {
                 || peer.incarnation.generation < self.generation;
             if self.says.state == MemberState::Joining {
                 if was_first && refused.is_none() {
-                    refused = Some(Ended::Disagrees {
-                        key,
-                        mine,
-                        theirs,
-                        member: peer.id.clone(),
-                    });
+                    refused = Some(Ended::Disagrees { key, mine, theirs, member: peer.id.clone() });
                 }
             } else {
                 if !self.differing.contains(&peer.id) {
@@ -308,13 +297,9 @@ impl Member {
     /// Whom this joining node has found so far.
     fn company(&mut self, now: Instant, sightings: &[Sighting]) -> Company {
         let joining = &mut self.joining;
-        let living = sightings
-            .iter()
-            .filter(|sighting| sighting.alive && sighting.id != self.identity.id);
-        let company = living
-            .clone()
-            .map(|s| (s.id.clone(), s.generation))
-            .collect();
+        let living =
+            sightings.iter().filter(|sighting| sighting.alive && sighting.id != self.identity.id);
+        let company = living.clone().map(|s| (s.id.clone(), s.generation)).collect();
         let all_spoke = living.clone().all(|sighting| sighting.published.is_some());
         if joining.company != company || !all_spoke {
             joining.company = company;

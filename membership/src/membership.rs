@@ -56,10 +56,7 @@ pub struct Membership {
 impl fmt::Debug for Membership {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.shared.status.borrow();
-        formatter
-            .debug_struct("Membership")
-            .field("status", &*status)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Membership").field("status", &*status).finish_non_exhaustive()
     }
 }
 
@@ -116,10 +113,7 @@ impl Membership {
         let mut tasks = JoinSet::new();
         tasks.spawn(turns.run(requests, lookups));
         tasks.spawn(look_up_seeds(seeds, Arc::clone(&shared), found));
-        Ok(Self {
-            shared,
-            tasks: Mutex::new(tasks),
-        })
+        Ok(Self { shared, tasks: Mutex::new(tasks) })
     }
 
     /// Who holds which slot; a new value for every view.
@@ -272,15 +266,9 @@ fn open_record(settings: &Settings) -> Result<StartRecord, StartError> {
     let Some(store) = &settings.starts else {
         return Ok(StartRecord::default().next_start(wall));
     };
-    let last = store.load().map_err(|source| StartError::Starts {
-        attempt: "read",
-        source,
-    })?;
+    let last = store.load().map_err(|source| StartError::Starts { attempt: "read", source })?;
     let record = last.unwrap_or_default().next_start(wall);
-    store.store(record).map_err(|source| StartError::Starts {
-        attempt: "write",
-        source,
-    })?;
+    store.store(record).map_err(|source| StartError::Starts { attempt: "write", source })?;
     Ok(record)
 }
 

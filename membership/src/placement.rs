@@ -59,10 +59,7 @@ impl Placement {
     #[must_use]
     pub fn new(view: Arc<View>) -> Self {
         let contenders = Contenders::new(&view);
-        Self {
-            view,
-            table: Arc::new(Table::new(contenders)),
-        }
+        Self { view, table: Arc::new(Table::new(contenders)) }
     }
 
     /// The placement of the next view. Where only incarnations changed, it is the same table.
@@ -70,15 +67,9 @@ impl Placement {
     pub fn next(&self, view: Arc<View>) -> Self {
         let contenders = Contenders::new(&view);
         if contenders == self.table.contenders {
-            Self {
-                view,
-                table: Arc::clone(&self.table),
-            }
+            Self { view, table: Arc::clone(&self.table) }
         } else {
-            Self {
-                view,
-                table: Arc::new(Table::new(contenders)),
-            }
+            Self { view, table: Arc::new(Table::new(contenders)) }
         }
     }
 
@@ -110,11 +101,7 @@ impl Placement {
     /// not in the view.
     #[must_use]
     pub fn share(&self, member: MemberIndex) -> (u32, u32) {
-        self.table
-            .shares
-            .get(usize::from(member))
-            .copied()
-            .unwrap_or_default()
+        self.table.shares.get(usize::from(member)).copied().unwrap_or_default()
     }
 }
 
@@ -127,14 +114,10 @@ impl Default for Placement {
 impl Table {
     fn new(contenders: Contenders) -> Self {
         let count = contenders.len();
-        assert!(
-            count <= usize::from(NOBODY),
-            "a view of {count} members has no indices"
-        );
+        assert!(count <= usize::from(NOBODY), "a view of {count} members has no indices");
         let slots = if count == 0 { 0 } else { SLOT_COUNT };
-        let rows: Box<[Ranked]> = (0..slots)
-            .map(|slot| contenders.rank(slot as u16, |_| true))
-            .collect();
+        let rows: Box<[Ranked]> =
+            (0..slots).map(|slot| contenders.rank(slot as u16, |_| true)).collect();
         let mut shares = vec![(0, 0); count].into_boxed_slice();
         for row in &rows {
             shares[usize::from(row.owner)].0 += 1;
@@ -142,20 +125,13 @@ impl Table {
                 share.1 += 1;
             }
         }
-        Self {
-            contenders,
-            rows,
-            shares,
-        }
+        Self { contenders, rows, shares }
     }
 }
 
 fn holders(ranked: &Ranked) -> Option<Holders> {
     let member = |index| (index != NOBODY).then_some(index);
-    Some(Holders {
-        owner: member(ranked.owner)?,
-        replica: member(ranked.replica),
-    })
+    Some(Holders { owner: member(ranked.owner)?, replica: member(ranked.replica) })
 }
 
 #[cfg(test)]

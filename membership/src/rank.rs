@@ -61,23 +61,13 @@ impl Contenders {
         let mut zones = BTreeMap::<&str, Zone>::new();
         for (index, member) in (0..).zip(members) {
             let weight = f64::from(member.weight.thousandths());
-            let contender = Contender {
-                node_key: node_key(&member.id),
-                weight,
-                index,
-            };
-            zones
-                .entry(&member.zone)
-                .or_default()
-                .members
-                .push(contender);
+            let contender = Contender { node_key: node_key(&member.id), weight, index };
+            zones.entry(&member.zone).or_default().members.push(contender);
         }
         Self {
             count: members.len(),
             zones: zones.into_values().collect(),
-            equal_weights: members
-                .iter()
-                .all(|member| member.weight == members[0].weight),
+            equal_weights: members.iter().all(|member| member.weight == members[0].weight),
         }
     }
 
@@ -103,15 +93,8 @@ impl Contenders {
                 elsewhere = best;
             }
         }
-        let replica = if elsewhere.index == NOBODY {
-            second.index
-        } else {
-            elsewhere.index
-        };
-        Ranked {
-            owner: first.index,
-            replica,
-        }
+        let replica = if elsewhere.index == NOBODY { second.index } else { elsewhere.index };
+        Ranked { owner: first.index, replica }
     }
 }
 
@@ -123,12 +106,7 @@ impl Zone {
         admits: impl Fn(MemberIndex) -> bool,
     ) -> (Draw, Draw) {
         let (mut best, mut runner_up) = (Draw::NONE, Draw::NONE);
-        for &Contender {
-            node_key,
-            weight,
-            index,
-        } in &self.members
-        {
+        for &Contender { node_key, weight, index } in &self.members {
             let hash = finalize(slot_key ^ node_key);
             // Nearly all draws are far from the best two, and must cost next to nothing.
             let hopeless = if EQUAL {
@@ -141,11 +119,7 @@ impl Zone {
             if hopeless || !admits(index) {
                 continue;
             }
-            let score = if EQUAL {
-                0.0
-            } else {
-                weight / -libm::log(fraction(hash))
-            };
+            let score = if EQUAL { 0.0 } else { weight / -libm::log(fraction(hash)) };
             let draw = Draw { score, hash, index };
             if draw.beats(&best) {
                 (best, runner_up) = (draw, best);
@@ -166,11 +140,7 @@ struct Draw {
 }
 
 impl Draw {
-    const NONE: Self = Self {
-        score: -1.0,
-        hash: 0,
-        index: NOBODY,
-    };
+    const NONE: Self = Self { score: -1.0, hash: 0, index: NOBODY };
 
     /// The total order. `NONE` loses against everything.
     fn beats(&self, other: &Self) -> bool {
@@ -229,10 +199,7 @@ mod tests {
         }
         order.sort_by(|a, b| b.partial_cmp(a).unwrap());
         let Some(&(_, _, Reverse(owner), zone)) = order.first() else {
-            return Ranked {
-                owner: NOBODY,
-                replica: NOBODY,
-            };
+            return Ranked { owner: NOBODY, replica: NOBODY };
         };
         let elsewhere = order.iter().find(|draw| draw.3 != zone).or(order.get(1));
         let replica = elsewhere.map_or(NOBODY, |draw| draw.2.0);
@@ -242,33 +209,18 @@ mod tests {
     fn contenders() -> impl Strategy<Value = Contenders> {
         let weight = prop_oneof![Just(1_000_u32), Just(2_000), 1_u32..1_000_000];
         let member = (any::<u64>(), weight, 0_usize..4);
-        (
-            prop::collection::vec(member, 0..12),
-            any::<bool>(),
-            1_usize..5,
-        )
-            .prop_map(|(members, equal_weights, zone_count)| {
+        (prop::collection::vec(member, 0..12), any::<bool>(), 1_usize..5).prop_map(
+            |(members, equal_weights, zone_count)| {
                 let mut zones: Vec<_> = (0..zone_count).map(|_| Zone::default()).collect();
                 let count = members.len();
                 for (index, (node_key, weight, zone)) in (0..).zip(members) {
-                    let weight = if equal_weights {
-                        1_000.0
-                    } else {
-                        f64::from(weight)
-                    };
-                    let contender = Contender {
-                        node_key,
-                        weight,
-                        index,
-                    };
+                    let weight = if equal_weights { 1_000.0 } else { f64::from(weight) };
+                    let contender = Contender { node_key, weight, index };
                     zones[zone % zone_count].members.push(contender);
                 }
-                Contenders {
-                    count,
-                    zones,
-                    equal_weights,
-                }
-            })
+                Contenders { count, zones, equal_weights }
+            },
+        )
     }
 
     proptest! {

@@ -63,12 +63,7 @@ impl Seeds {
                 Err(_) => names.push(seed.clone()),
             }
         }
-        Self {
-            fixed,
-            names,
-            myself,
-            told: BTreeMap::new(),
-        }
+        Self { fixed, names, myself, told: BTreeMap::new() }
     }
 
     /// Whether there is anybody to ask, as far as that is known without a look-up.
@@ -96,11 +91,7 @@ impl Seeds {
                     Vec::new()
                 }
             };
-            let resolution = if found.is_empty() {
-                Resolution::Unknown
-            } else {
-                Resolution::Known
-            };
+            let resolution = if found.is_empty() { Resolution::Unknown } else { Resolution::Known };
             all_known &= resolution == Resolution::Known;
             addresses.extend(found.into_iter().filter(|address| *address != self.myself));
             if self.told.insert(name.clone(), resolution) != Some(resolution) {
@@ -108,15 +99,8 @@ impl Seeds {
             }
         }
         let nobody = addresses.is_empty() && all_known;
-        let kind = if nobody {
-            SeedKind::OnlyMyself
-        } else {
-            SeedKind::Others
-        };
-        Found {
-            addresses: addresses.into_iter().take(ADDRESSES_MAX).collect(),
-            kind,
-        }
+        let kind = if nobody { SeedKind::OnlyMyself } else { SeedKind::Others };
+        Found { addresses: addresses.into_iter().take(ADDRESSES_MAX).collect(), kind }
     }
 }
 
@@ -124,10 +108,7 @@ fn tell(name: &str, resolution: Resolution) {
     match resolution {
         Resolution::Known => tracing::info!(seed = name, "seed found"),
         Resolution::Unknown => {
-            tracing::warn!(
-                seed = name,
-                "seed has no address; it is looked up again at every try"
-            );
+            tracing::warn!(seed = name, "seed has no address; it is looked up again at every try");
         }
     }
 }
@@ -143,33 +124,18 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_are_taken_as_they_are_and_the_own_one_is_passed_over() {
-        let list = [
-            "10.0.0.2:4319",
-            "10.0.0.1:4319",
-            "10.0.0.2:4319",
-            "[::1]:4319",
-        ];
+        let list = ["10.0.0.2:4319", "10.0.0.1:4319", "10.0.0.2:4319", "[::1]:4319"];
         let mut seeds = seeds(&list, "10.0.0.1:4319");
         assert_eq!(seeds.kind(), SeedKind::Others);
         let expected = ["10.0.0.2:4319", "[::1]:4319"].map(|address| address.parse().unwrap());
-        let found = Found {
-            addresses: expected.to_vec(),
-            kind: SeedKind::Others,
-        };
+        let found = Found { addresses: expected.to_vec(), kind: SeedKind::Others };
         assert_eq!(seeds.find().await, found);
     }
 
     #[tokio::test]
     async fn no_seed_or_only_the_own_address_leave_nobody_to_ask() {
-        let nobody = Found {
-            addresses: Vec::new(),
-            kind: SeedKind::OnlyMyself,
-        };
-        for list in [
-            &[][..],
-            &["10.0.0.1:4319"],
-            &["10.0.0.1:4319", "10.0.0.1:4319"],
-        ] {
+        let nobody = Found { addresses: Vec::new(), kind: SeedKind::OnlyMyself };
+        for list in [&[][..], &["10.0.0.1:4319"], &["10.0.0.1:4319", "10.0.0.1:4319"]] {
             let mut seeds = seeds(list, "10.0.0.1:4319");
             assert_eq!(seeds.kind(), SeedKind::OnlyMyself);
             assert_eq!(seeds.find().await, nobody);
@@ -182,12 +148,9 @@ mod tests {
         assert_eq!(seeds.kind(), SeedKind::Others);
         let found = seeds.find().await;
         assert!(!found.addresses.contains(&"127.0.0.1:4319".parse().unwrap()));
-        let other = Seeds::new(
-            &["localhost:4320".to_owned()],
-            "127.0.0.1:4319".parse().unwrap(),
-        )
-        .find()
-        .await;
+        let other = Seeds::new(&["localhost:4320".to_owned()], "127.0.0.1:4319".parse().unwrap())
+            .find()
+            .await;
         assert!(other.addresses.contains(&"127.0.0.1:4320".parse().unwrap()));
     }
 
@@ -195,10 +158,7 @@ mod tests {
     async fn what_is_neither_address_nor_known_name_is_tried_again() {
         for seed in ["no port", "", "host.invalid:4319"] {
             let mut seeds = seeds(&[seed], "10.0.0.1:4319");
-            let nothing = Found {
-                addresses: Vec::new(),
-                kind: SeedKind::Others,
-            };
+            let nothing = Found { addresses: Vec::new(), kind: SeedKind::Others };
             assert_eq!(seeds.find().await, nothing);
             assert_eq!(seeds.find().await, nothing);
         }

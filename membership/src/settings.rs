@@ -105,12 +105,7 @@ impl Settings {
         for (key, text, least, most) in texts {
             let bytes = text.len();
             if bytes < least || bytes > most {
-                return Err(StartError::TextLength {
-                    key,
-                    bytes,
-                    least,
-                    most,
-                });
+                return Err(StartError::TextLength { key, bytes, least, most });
             }
         }
         let address = self.mesh_address;

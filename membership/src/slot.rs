@@ -59,11 +59,7 @@ impl HashKey {
 
 impl std::fmt::Debug for HashKey {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "HashKey(fingerprint {:016x})",
-            self.fingerprint()
-        )
+        write!(formatter, "HashKey(fingerprint {:016x})", self.fingerprint())
     }
 }
 
@@ -96,11 +92,7 @@ mod tests {
             (256, 1024, 520),
         ];
         for (key, buckets, bucket) in published {
-            assert_eq!(
-                jump_consistent_hash(key, buckets),
-                bucket,
-                "{key} in {buckets}"
-            );
+            assert_eq!(jump_consistent_hash(key, buckets), bucket, "{key} in {buckets}");
         }
     }
 
@@ -117,13 +109,8 @@ mod tests {
         let one = HashKey::from_cluster_name("one");
         let other = HashKey::from_cluster_name("other");
         assert_ne!(one.fingerprint(), other.fingerprint());
-        let same = (0..=255_u8)
-            .filter(|id| one.slot(&[*id; 16]) == other.slot(&[*id; 16]))
-            .count();
-        assert!(
-            same < 4,
-            "{same} of 256 ids have the same slot under two keys"
-        );
+        let same = (0..=255_u8).filter(|id| one.slot(&[*id; 16]) == other.slot(&[*id; 16])).count();
+        assert!(same < 4, "{same} of 256 ids have the same slot under two keys");
     }
 
     #[test]
@@ -135,10 +122,7 @@ mod tests {
         }
         let empty = hits.iter().filter(|count| **count == 0).count();
         // With 4 expected in each, e^-4 of the slots stay empty: 1,200.
-        assert!(
-            (1_000..1_400).contains(&empty),
-            "{empty} slots without a trace"
-        );
+        assert!((1_000..1_400).contains(&empty), "{empty} slots without a trace");
         assert!(hits.iter().all(|count| *count < 24));
     }
 

@@ -28,10 +28,7 @@ pub(crate) struct StandStill {
 
 impl StandStill {
     pub(crate) fn new(now: Instant, wall: SystemTime) -> Self {
-        Self {
-            turned: now,
-            turned_wall: wall,
-        }
+        Self { turned: now, turned_wall: wall }
     }
 
     /// Looks at the clocks; `Some` is how far they jumped since the loop came round. Then this is
@@ -58,10 +55,7 @@ mod tests {
     use super::*;
 
     fn clocks() -> (Instant, SystemTime) {
-        (
-            Instant::now(),
-            SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
-        )
+        (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_000))
     }
 
     #[test]
@@ -93,9 +87,6 @@ mod tests {
         let mut stand_still = StandStill::new(now, wall);
         let half = Duration::from_millis(350);
         assert_eq!(stand_still.noticed(now + half, wall + half), None);
-        assert_eq!(
-            stand_still.noticed(now + 2 * half, wall + 2 * half),
-            Some(2 * half)
-        );
+        assert_eq!(stand_still.noticed(now + 2 * half, wall + 2 * half), Some(2 * half));
     }
 }

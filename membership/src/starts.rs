@@ -64,11 +64,7 @@ impl StartRecord {
     fn parse(text: &str) -> Option<Self> {
         let mut fields = text.strip_prefix("starts/1 ")?.split_ascii_whitespace();
         Some(Self {
-            generation: fields
-                .next()?
-                .parse()
-                .ok()
-                .filter(|last| *last < GENERATION_MAX)?,
+            generation: fields.next()?.parse().ok().filter(|last| *last < GENERATION_MAX)?,
             unsteady_starts: fields.next()?.parse().ok()?,
         })
     }
@@ -80,15 +76,8 @@ impl StartRecord {
 
 /// A generation above `last`, and the wall clock in nanoseconds where that is greater.
 pub(crate) fn generation_above(last: u64, wall: SystemTime) -> u64 {
-    let nanos = wall
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos();
-    let nanos = if nanos > WALL_NANOS_MAX {
-        0
-    } else {
-        nanos as u64
-    };
+    let nanos = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let nanos = if nanos > WALL_NANOS_MAX { 0 } else { nanos as u64 };
     nanos.max(last.saturating_add(1))
 }
 
@@ -131,9 +120,7 @@ impl StartsFile {
 impl StartStore for StartsFile {
     fn load(&self) -> io::Result<Option<StartRecord>> {
         match fs::read(&self.path) {
-            Ok(bytes) => Ok(std::str::from_utf8(&bytes)
-                .ok()
-                .and_then(StartRecord::parse)),
+            Ok(bytes) => Ok(std::str::from_utf8(&bytes).ok().and_then(StartRecord::parse)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -161,10 +148,7 @@ mod tests {
 
     #[test]
     fn a_generation_is_the_wall_clock_in_nanoseconds() {
-        assert_eq!(
-            StartRecord::default().next_start(at(5)).generation,
-            5_000_000_000
-        );
+        assert_eq!(StartRecord::default().next_start(at(5)).generation, 5_000_000_000);
     }
 
     #[test]
@@ -173,10 +157,7 @@ mod tests {
         let second = first.next_start(at(10));
         assert_eq!(second.generation, first.generation + 1);
         let before_1970 = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
-        assert_eq!(
-            second.next_start(before_1970).generation,
-            first.generation + 2
-        );
+        assert_eq!(second.next_start(before_1970).generation, first.generation + 2);
     }
 
     proptest! {
@@ -214,10 +195,7 @@ mod tests {
             waits.push(record.rejoin_wait().as_secs());
         }
         assert_eq!(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 64, 64]);
-        let worst = StartRecord {
-            generation: 1,
-            unsteady_starts: u32::MAX,
-        };
+        let worst = StartRecord { generation: 1, unsteady_starts: u32::MAX };
         assert_eq!(worst.next_start(at(1)).rejoin_wait(), REJOIN_WAIT_MAX);
     }
 
@@ -227,10 +205,7 @@ mod tests {
         let file = StartsFile::new(directory.path().join("starts"));
         assert_eq!(file.load().unwrap(), None);
         for generation in 1..4 {
-            let record = StartRecord {
-                generation,
-                unsteady_starts: 1,
-            };
+            let record = StartRecord { generation, unsteady_starts: 1 };
             file.store(record).unwrap();
             assert_eq!(file.load().unwrap(), Some(record));
         }
@@ -244,14 +219,7 @@ mod tests {
         let path = directory.path().join("starts");
         let file = StartsFile::new(&path);
         let beyond = b"starts/1 18446744073709551615 1";
-        for content in [
-            &b""[..],
-            b"starts/1",
-            b"starts/1 x 1",
-            b"starts/9 1 1",
-            b"\xFF",
-            beyond,
-        ] {
+        for content in [&b""[..], b"starts/1", b"starts/1 x 1", b"starts/9 1 1", b"\xFF", beyond] {
             fs::write(&path, content).unwrap();
             assert_eq!(file.load().unwrap(), None);
         }

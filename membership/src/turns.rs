@@ -68,11 +68,7 @@ impl Turns {
         let wait = record.rejoin_wait();
         if !wait.is_zero() {
             let starts = record.unsteady_starts;
-            tracing::warn!(
-                ?wait,
-                starts,
-                "this node keeps ending soon after its start: it waits"
-            );
+            tracing::warn!(?wait, starts, "this node keeps ending soon after its start: it waits");
         }
         Self {
             shared,
@@ -172,10 +168,8 @@ impl Turns {
         let (step, says, told_first) = self.shared.change(|member| {
             let step = member.on_sightings(now, &sightings);
             // Those after this node in the order of ids, so that each node tells other ones first.
-            let (before, after): (Vec<_>, Vec<_>) = member
-                .peers()
-                .values()
-                .partition(|peer| peer.id < member.identity().id);
+            let (before, after): (Vec<_>, Vec<_>) =
+                member.peers().values().partition(|peer| peer.id < member.identity().id);
             let peers = after.into_iter().chain(before).take(TELL_AT_ONCE);
             let addresses: Vec<_> = peers.map(|peer| peer.mesh_address).collect();
             (step, member.says().clone(), addresses)
@@ -259,10 +253,8 @@ async fn ended(gossip: Option<&Gossip>) -> String {
 /// start together.
 fn restart_pause(failures: u32, jitter_seed: u64) -> Duration {
     let pause = RESTART_PAUSE * (1 << failures.min(8));
-    let jitter = jitter_seed
-        .wrapping_add(failures.into())
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        >> 32;
+    let jitter =
+        jitter_seed.wrapping_add(failures.into()).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     let jitter = u32::try_from(jitter).unwrap_or_default();
     let quarter = pause.min(RESTART_PAUSE_MAX) / 4;
     pause.min(RESTART_PAUSE_MAX) + quarter.mul_f64(f64::from(jitter) / f64::from(u32::MAX))
@@ -277,11 +269,7 @@ pub(crate) async fn look_up_seeds(
     let mut stop = shared.stop.subscribe();
     let tries = async {
         while found.send(seeds.find().await).await.is_ok() {
-            let pause = if shared.knows_nobody() {
-                TRY_AGAIN
-            } else {
-                TRY_AGAIN_CALM
-            };
+            let pause = if shared.knows_nobody() { TRY_AGAIN } else { TRY_AGAIN_CALM };
             sleep(pause).await;
         }
     };
@@ -301,11 +289,7 @@ mod tests {
         let pauses: Vec<_> = (0..40).map(|failures| restart_pause(failures, 7)).collect();
         assert!(pauses[0] >= RESTART_PAUSE && pauses[0] <= RESTART_PAUSE * 5 / 4);
         assert!(pauses[..8].windows(2).all(|pair| pair[0] < pair[1]));
-        assert!(
-            pauses
-                .iter()
-                .all(|pause| *pause <= RESTART_PAUSE_MAX * 5 / 4)
-        );
+        assert!(pauses.iter().all(|pause| *pause <= RESTART_PAUSE_MAX * 5 / 4));
         assert!(pauses[39] >= RESTART_PAUSE_MAX);
         assert_ne!(restart_pause(0, 7), restart_pause(0, 8));
     }

@@ -96,11 +96,7 @@ fn advise(now: Instant, me: Myself, twin: &Sighting, watched: Watched) -> Advice
     // Clocks may tick together; then the addresses make a difference that both see alike.
     let above_me = (twin.generation, twin.mesh_address) > (me.generation, me.mesh_address);
     if twin.mesh_address == me.mesh_address {
-        return if above_me {
-            Advice::StartAbove(twin.generation)
-        } else {
-            Advice::None
-        };
+        return if above_me { Advice::StartAbove(twin.generation) } else { Advice::None };
     }
     let asked = now >= watched.since + ASK;
     let answers = watched.rose.is_some_and(|rose| now < rose + SILENT);
@@ -110,11 +106,7 @@ fn advise(now: Instant, me: Myself, twin: &Sighting, watched: Watched) -> Advice
         MemberState::Joining if !asked => Advice::Wait,
         MemberState::Joining if answers => {
             // Of two newcomers the later one ends.
-            if has_joined || !above_me {
-                Advice::InUse(twin.mesh_address)
-            } else {
-                Advice::Wait
-            }
+            if has_joined || !above_me { Advice::InUse(twin.mesh_address) } else { Advice::Wait }
         }
         MemberState::Joining if above_me => Advice::StartAbove(twin.generation),
         MemberState::Joining => Advice::None,
@@ -142,19 +134,13 @@ mod tests {
     const STEP: Duration = Duration::from_millis(200);
 
     fn myself(state: MemberState) -> Myself {
-        Myself {
-            generation: 10,
-            mesh_address: address(1),
-            state,
-        }
+        Myself { generation: 10, mesh_address: address(1), state }
     }
 
     fn twin(generation: u64, port: u16, state: MemberState) -> Sighting {
         let mut twin = sighting("me", generation);
         twin.mesh_address = address(port);
-        twin.published = twin
-            .published
-            .map(|published| Published { state, ..published });
+        twin.published = twin.published.map(|published| Published { state, ..published });
         twin
     }
 
@@ -186,11 +172,7 @@ mod tests {
             let advice = watch(myself(JOINING), twin(generation, 2, ACTIVE), ALWAYS);
             assert_eq!(advice[0], Advice::Wait);
             assert_eq!(advice.last(), Some(&Advice::InUse(address(2))));
-            assert!(
-                !advice
-                    .iter()
-                    .any(|advice| matches!(advice, Advice::StartAbove(_)))
-            );
+            assert!(!advice.iter().any(|advice| matches!(advice, Advice::StartAbove(_))));
         }
     }
 
@@ -213,25 +195,16 @@ mod tests {
     #[test]
     fn a_former_self_is_passed_over() {
         for state in [JOINING, ACTIVE] {
-            assert_eq!(
-                last(myself(state), twin(9, 1, ACTIVE), ALWAYS),
-                Advice::None
-            );
+            assert_eq!(last(myself(state), twin(9, 1, ACTIVE), ALWAYS), Advice::None);
         }
-        assert_eq!(
-            last(myself(ACTIVE), twin(9, 2, ACTIVE), ALWAYS),
-            Advice::None
-        );
+        assert_eq!(last(myself(ACTIVE), twin(9, 2, ACTIVE), ALWAYS), Advice::None);
     }
 
     #[test]
     fn a_running_node_does_not_end_for_a_newcomer() {
         for beats in [3, 20, ALWAYS] {
             let advice = watch(myself(ACTIVE), twin(11, 2, JOINING), beats);
-            assert!(
-                advice.iter().all(|advice| *advice == Advice::None),
-                "{beats}: {advice:?}"
-            );
+            assert!(advice.iter().all(|advice| *advice == Advice::None), "{beats}: {advice:?}");
         }
     }
 
@@ -239,20 +212,14 @@ mod tests {
     fn of_two_that_joined_in_two_parts_of_a_cut_mesh_the_older_start_ends() {
         let advice = last(myself(ACTIVE), twin(11, 2, ACTIVE), ALWAYS);
         assert_eq!(advice, Advice::InUse(address(2)));
-        assert_eq!(
-            last(myself(ACTIVE), twin(9, 2, ACTIVE), ALWAYS),
-            Advice::None
-        );
+        assert_eq!(last(myself(ACTIVE), twin(9, 2, ACTIVE), ALWAYS), Advice::None);
     }
 
     #[test]
     fn of_two_newcomers_the_later_one_ends() {
         let advice = last(myself(JOINING), twin(9, 2, JOINING), ALWAYS);
         assert_eq!(advice, Advice::InUse(address(2)));
-        assert_eq!(
-            last(myself(JOINING), twin(11, 2, JOINING), ALWAYS),
-            Advice::Wait
-        );
+        assert_eq!(last(myself(JOINING), twin(11, 2, JOINING), ALWAYS), Advice::Wait);
     }
 
     #[test]

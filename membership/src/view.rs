@@ -119,9 +119,7 @@ impl Weight {
     /// From whole thousandths, 1 to 1,000,000.
     #[must_use]
     pub fn from_thousandths(thousandths: u32) -> Option<Self> {
-        (Self::MIN.0..=Self::MAX.0)
-            .contains(&thousandths)
-            .then_some(Self(thousandths))
+        (Self::MIN.0..=Self::MAX.0).contains(&thousandths).then_some(Self(thousandths))
     }
 
     /// The weight times 1000.
@@ -187,18 +185,10 @@ impl View {
                 }
             }
         }
-        let any_active = newest
-            .values()
-            .any(|member| member.state == MemberState::Active);
-        let holding = if any_active {
-            MemberState::Active
-        } else {
-            MemberState::Leaving
-        };
-        let members: Vec<_> = newest
-            .into_values()
-            .filter(|member| member.state == holding)
-            .collect();
+        let any_active = newest.values().any(|member| member.state == MemberState::Active);
+        let holding = if any_active { MemberState::Active } else { MemberState::Leaving };
+        let members: Vec<_> =
+            newest.into_values().filter(|member| member.state == holding).collect();
         let hash = hash(&members);
         Self { members, hash }
     }
@@ -218,9 +208,7 @@ impl View {
     /// Where in [`View::members`] a node is.
     #[must_use]
     pub fn position(&self, id: &NodeId) -> Option<usize> {
-        self.members
-            .binary_search_by(|member| member.id.cmp(id))
-            .ok()
+        self.members.binary_search_by(|member| member.id.cmp(id)).ok()
     }
 
     /// The member with this id.
@@ -266,10 +254,7 @@ mod tests {
     fn member(id: &str, generation: u64, state: MemberState) -> ViewMember {
         ViewMember {
             id: id.into(),
-            incarnation: Incarnation {
-                generation,
-                epoch: 0,
-            },
+            incarnation: Incarnation { generation, epoch: 0 },
             weight: Weight::default(),
             zone: "".into(),
             state,
@@ -277,10 +262,7 @@ mod tests {
     }
 
     fn ids(view: &View) -> Vec<&str> {
-        view.members()
-            .iter()
-            .map(|member| member.id.as_str())
-            .collect()
+        view.members().iter().map(|member| member.id.as_str()).collect()
     }
 
     #[test]
@@ -323,41 +305,17 @@ mod tests {
             View::new([changed.clone(), member("b", 1, MemberState::Leaving)]).hash()
         };
         let mut hashes = vec![view(&base)];
-        hashes.push(view(&ViewMember {
-            id: "aa".into(),
-            ..base.clone()
-        }));
-        let incarnation = Incarnation {
-            generation: 2,
-            epoch: 0,
-        };
-        hashes.push(view(&ViewMember {
-            incarnation,
-            ..base.clone()
-        }));
-        let incarnation = Incarnation {
-            generation: 1,
-            epoch: 1,
-        };
-        hashes.push(view(&ViewMember {
-            incarnation,
-            ..base.clone()
-        }));
-        hashes.push(view(&ViewMember {
-            weight: Weight::MIN,
-            ..base.clone()
-        }));
-        hashes.push(view(&ViewMember {
-            zone: "z".into(),
-            ..base.clone()
-        }));
+        hashes.push(view(&ViewMember { id: "aa".into(), ..base.clone() }));
+        let incarnation = Incarnation { generation: 2, epoch: 0 };
+        hashes.push(view(&ViewMember { incarnation, ..base.clone() }));
+        let incarnation = Incarnation { generation: 1, epoch: 1 };
+        hashes.push(view(&ViewMember { incarnation, ..base.clone() }));
+        hashes.push(view(&ViewMember { weight: Weight::MIN, ..base.clone() }));
+        hashes.push(view(&ViewMember { zone: "z".into(), ..base.clone() }));
         hashes.push(View::new([base.clone()]).hash());
         hashes.push(
-            View::new([
-                member("a", 1, MemberState::Active),
-                member("b", 1, MemberState::Active),
-            ])
-            .hash(),
+            View::new([member("a", 1, MemberState::Active), member("b", 1, MemberState::Active)])
+                .hash(),
         );
         let different: std::collections::BTreeSet<_> = hashes.iter().collect();
         assert_eq!(different.len(), hashes.len());
@@ -367,28 +325,15 @@ mod tests {
 
     #[test]
     fn the_hash_of_a_known_view_never_changes() {
-        let view = View::new([
-            member("a", 1, MemberState::Active),
-            member("b", 7, MemberState::Active),
-        ]);
+        let view =
+            View::new([member("a", 1, MemberState::Active), member("b", 7, MemberState::Active)]);
         let hashes = (View::default().hash(), view.hash());
-        assert_eq!(
-            hashes,
-            (10_617_041_379_933_380_993, 6_512_425_285_821_388_904)
-        );
+        assert_eq!(hashes, (10_617_041_379_933_380_993, 6_512_425_285_821_388_904));
     }
 
     #[test]
     fn weights_outside_their_range_are_refused() {
-        for value in [
-            0.0,
-            -1.0,
-            0.000_4,
-            1_000.1,
-            f64::NAN,
-            f64::INFINITY,
-            f64::NEG_INFINITY,
-        ] {
+        for value in [0.0, -1.0, 0.000_4, 1_000.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             assert!(Weight::new(value).is_err(), "{value}");
         }
         assert_eq!(Weight::new(1.0), Ok(Weight::default()));

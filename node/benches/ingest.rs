@@ -51,40 +51,22 @@ fn main() {
     let requests: Vec<Vec<u8>> = (0..REQUEST_COUNT).map(|_| request(&mut dice)).collect();
     let scans: Vec<Scan> = requests.iter().map(|request| scanned(request)).collect();
     let bytes: usize = requests.iter().map(Vec::len).sum();
-    println!(
-        "{} bytes a span",
-        bytes / (REQUEST_COUNT * SPANS_PER_REQUEST)
-    );
+    println!("{} bytes a span", bytes / (REQUEST_COUNT * SPANS_PER_REQUEST));
 
     step("validate: scan of a client's request", || {
-        requests
-            .iter()
-            .map(|request| scanned(request).spans.len())
-            .sum()
+        requests.iter().map(|request| scanned(request).spans.len()).sum()
     });
     step("scan of a peer's frame", || {
-        requests
-            .iter()
-            .map(|frame| scan_trusted(frame).map_or(0, |scan| scan.spans.len()))
-            .sum()
+        requests.iter().map(|frame| scan_trusted(frame).map_or(0, |scan| scan.spans.len())).sum()
     });
     step("split: targets and batches for 3 nodes", || {
-        requests
-            .iter()
-            .zip(&scans)
-            .map(|(request, scan)| batches(request, scan))
-            .sum()
+        requests.iter().zip(&scans).map(|(request, scan)| batches(request, scan)).sum()
     });
     let sum = step("validate and split", || {
-        requests
-            .iter()
-            .map(|request| batches(request, &scanned(request)))
-            .sum()
+        requests.iter().map(|request| batches(request, &scanned(request))).sum()
     });
     step("read ids, times and status of a span", || {
-        spans(&requests, &scans)
-            .map(|view| view.end_nanos() as usize & 1)
-            .sum()
+        spans(&requests, &scans).map(|view| view.end_nanos() as usize & 1).sum()
     });
     step("read these and an attribute by key", || {
         let found = |view: &SpanView<'_>| view.attribute("http.response.status_code").is_some();
@@ -92,10 +74,7 @@ fn main() {
     });
     step("decode with prost, for comparison", || {
         let decode = |request: &Vec<u8>| ExportTraceServiceRequest::decode(&**request);
-        requests
-            .iter()
-            .map(|request| decode(request).map_or(0, |r| r.resource_spans.len()))
-            .sum()
+        requests.iter().map(|request| decode(request).map_or(0, |r| r.resource_spans.len())).sum()
     });
     hold(&mut dice);
     println!(
@@ -139,8 +118,8 @@ fn hold(dice: &mut StdRng) {
     let beyond = |bytes: usize| (bytes as f64 - span_bytes as f64) / count;
     println!("{:8.1} ns/span  scan of a frame and insert into a shard", elapsed * 1e9 / count);
     println!(
-        "memory of a held span beyond its {:.0} bytes: {:.0} by the process, {:.0} as counted (must \
-         100, aim 60)",
+        "memory of a held span beyond its {:.0} bytes: {:.0} by the process, {:.0} as counted \
+         (must 100, aim 60)",
         span_bytes as f64 / count,
         beyond(resident_bytes() - before),
         beyond(shard.bytes())
@@ -169,19 +148,12 @@ fn batches(request: &[u8], scan: &Scan) -> usize {
         })
         .collect();
     let batches = split(request, scan, NODE_COUNT, &targets, FRAME_BYTES_MAX);
-    batches
-        .iter()
-        .flatten()
-        .map(|part| part.request.len())
-        .sum()
+    batches.iter().flatten().map(|part| part.request.len()).sum()
 }
 
 fn spans<'a>(requests: &'a [Vec<u8>], scans: &'a [Scan]) -> impl Iterator<Item = SpanView<'a>> {
     requests.iter().zip(scans).flat_map(|(request, scan)| {
-        let payloads = scan
-            .spans
-            .iter()
-            .flat_map(|span| unframed(&request[span.range()]));
+        let payloads = scan.spans.iter().flat_map(|span| unframed(&request[span.range()]));
         payloads.filter_map(|span| SpanView::parse(span).ok())
     })
 }
@@ -208,18 +180,14 @@ fn step(name: &str, mut run: impl FnMut() -> usize) -> f64 {
 /// CPU time of the main thread, the only one.
 fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/self/schedstat").expect("Linux has schedstat");
-    let nanos = text
-        .split(' ')
-        .next()
-        .and_then(|first| first.parse::<f64>().ok());
+    let nanos = text.split(' ').next().and_then(|first| first.parse::<f64>().ok());
     nanos.expect("schedstat begins with nanoseconds on a CPU") / 1e9
 }
 
 /// A request of interleaved traces from some services.
 fn request(dice: &mut StdRng) -> Vec<u8> {
-    let trace_ids: Vec<[u8; 16]> = (0..SPANS_PER_REQUEST / SPANS_PER_TRACE)
-        .map(|_| dice.random())
-        .collect();
+    let trace_ids: Vec<[u8; 16]> =
+        (0..SPANS_PER_REQUEST / SPANS_PER_TRACE).map(|_| dice.random()).collect();
     let resource_count = dice.random_range(3..=8);
     let mut resource_spans: Vec<_> = (0..resource_count).map(|_| resource(dice)).collect();
     for index in 0..SPANS_PER_REQUEST {
@@ -279,10 +247,7 @@ fn span(trace_id: [u8; 16], dice: &mut StdRng) -> Span {
         "code.function.name",
     ];
     let key_count = dice.random_range(6..=KEYS.len());
-    let mut attributes: Vec<_> = KEYS[..key_count]
-        .iter()
-        .map(|key| text(key, dice))
-        .collect();
+    let mut attributes: Vec<_> = KEYS[..key_count].iter().map(|key| text(key, dice)).collect();
     attributes.push(number("server.port", 8080));
     attributes.push(number("http.response.status_code", 200));
     let start = 1_750_000_000_000_000_000 + dice.random_range(0..1_000_000_000);
@@ -310,10 +275,7 @@ fn span(trace_id: [u8; 16], dice: &mut StdRng) -> Span {
         attributes,
         events,
         links,
-        status: Some(Status {
-            code: dice.random_range(0..=2),
-            ..Status::default()
-        }),
+        status: Some(Status { code: dice.random_range(0..=2), ..Status::default() }),
         flags: 257,
         ..Span::default()
     }
@@ -323,18 +285,10 @@ fn text(key: &str, dice: &mut StdRng) -> KeyValue {
     let length = dice.random_range(4..24);
     let letters = (0..length).map(|_| char::from(dice.random_range(b'a'..=b'z')));
     let value = Value::StringValue(letters.collect());
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-    }
+    KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }) }
 }
 
 fn number(key: &str, value: i64) -> KeyValue {
-    let value = Some(AnyValue {
-        value: Some(Value::IntValue(value)),
-    });
-    KeyValue {
-        key: key.to_owned(),
-        value,
-    }
+    let value = Some(AnyValue { value: Some(Value::IntValue(value)) });
+    KeyValue { key: key.to_owned(), value }
 }

@@ -61,6 +61,9 @@ enum Input {
     Done(Vec<(TraceId, Verdict, u64)>),
 }
 
+/// One shard's part of a Hold: traces of the frame, and traces that are named.
+type Part = (Vec<u32>, Vec<(TraceId, HoldTrace)>);
+
 /// What one shard says to its part of a Hold.
 struct PartReply {
     view_hash: u64,
@@ -120,7 +123,7 @@ impl Shards {
             let (sender, inputs) = mpsc::channel(INPUTS_MAX);
             let shard = Shard::new(
                 peers.me().clone(),
-                settings.hash_key.clone(),
+                settings.hash_key,
                 limits,
                 sink_set,
                 (settings.decide)(),
@@ -214,7 +217,7 @@ impl Shards {
         named: Vec<(TraceId, HoldTrace)>,
         part: HoldPart,
     ) -> Result<PartReply, HoldError> {
-        let mut parts: Vec<(Vec<u32>, Vec<(TraceId, HoldTrace)>)> = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
         parts.resize_with(self.inputs.len(), Default::default);
         for trace in traces {
             parts[self.shard_of(cut.slots()[trace as usize])].0.push(trace);

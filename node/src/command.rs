@@ -106,11 +106,7 @@ impl CommandLine {
                 // With nowhere to say it, the exit code has to do.
                 let _ = writeln!(errors, "{error:#}");
                 let is_usage = error.is::<ConfigErrors>() || error.is::<Misuse>();
-                if is_usage {
-                    Exit::Usage.into()
-                } else {
-                    Exit::Failed.into()
-                }
+                if is_usage { Exit::Usage.into() } else { Exit::Failed.into() }
             }
         }
     }
@@ -138,12 +134,8 @@ impl Command {
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    runtime
-        .context("cannot start the runtime")?
-        .block_on(future)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(future)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -170,22 +162,11 @@ mod tests {
     fn every_help_text_has_an_example() {
         let mut command = CommandLine::command();
         command.build();
-        let all: Vec<_> = command
-            .get_subcommands()
-            .cloned()
-            .chain([command.clone()])
-            .collect();
-        for mut command in all
-            .into_iter()
-            .filter(|command| command.get_name() != "help")
-        {
+        let all: Vec<_> = command.get_subcommands().cloned().chain([command.clone()]).collect();
+        for mut command in all.into_iter().filter(|command| command.get_name() != "help") {
             let help = command.render_long_help().to_string();
             assert!(help.contains("Example"), "{}:\n{help}", command.get_name());
-            assert!(
-                help.contains("\n  tracemesh"),
-                "{}:\n{help}",
-                command.get_name()
-            );
+            assert!(help.contains("\n  tracemesh"), "{}:\n{help}", command.get_name());
         }
     }
 
@@ -194,9 +175,7 @@ mod tests {
         let bare = parsed("tracemesh --base-port 4327 --seed a:1 --seed b:2").unwrap();
         assert!(bare.command.is_none());
         let run = parsed("tracemesh run --base-port 4327 --seed a:1 --seed b:2").unwrap();
-        let Some(Command::Run(flags)) = run.command else {
-            panic!("run is a subcommand")
-        };
+        let Some(Command::Run(flags)) = run.command else { panic!("run is a subcommand") };
         assert_eq!(bare.flags, flags);
         assert_eq!(flags.seed, ["a:1", "b:2"]);
     }
@@ -217,15 +196,10 @@ mod tests {
             ..Surroundings::default()
         };
         let mut errors = Vec::new();
-        let code = parsed("tracemesh run --node-id a")
-            .unwrap()
-            .execute(&surroundings, &mut errors);
+        let code = parsed("tracemesh run --node-id a").unwrap().execute(&surroundings, &mut errors);
         assert_eq!(code, ExitCode::from(2));
         let errors = String::from_utf8(errors).unwrap();
-        assert!(
-            errors.starts_with("TRACEMESH_NODE__BIND: node.bind: "),
-            "{errors}"
-        );
+        assert!(errors.starts_with("TRACEMESH_NODE__BIND: node.bind: "), "{errors}");
         assert_eq!(errors.lines().count(), 1, "{errors}");
     }
 }

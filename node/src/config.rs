@@ -4,8 +4,8 @@
 //! each value was typed, and refuses unknown keys and values that do not parse. *As meant* checks
 //! values against each other and against the files that they name, and yields a [`Config`].
 //!
-//! The invariant: a [`Config`] is complete and consistent, so nobody checks it again; and when there
-//! is none, [`ConfigErrors`] has every error at once, each with its place, value and what was
+//! The invariant: a [`Config`] is complete and consistent, so nobody checks it again; and when
+//! there is none, [`ConfigErrors`] has every error at once, each with its place, value and what was
 //! expected. A configuration is read once, belongs to the one who loaded it, and is never changed.
 //! It does not bind, resolve or connect: whether a port is free or a seed answers is found at the
 //! start of the node.
@@ -273,9 +273,7 @@ impl FromStr for HostPort {
     fn from_str(text: &str) -> Result<Self, NoHostPort> {
         let (host, port) = text.rsplit_once(':').ok_or(NoHostPort)?;
         let port: u16 = port.parse().map_err(|_| NoHostPort)?;
-        let bracketed = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let is_host = match bracketed {
             Some(host) => host.parse::<std::net::Ipv6Addr>().is_ok(),
             None => {
@@ -284,10 +282,7 @@ impl FromStr for HostPort {
             }
         };
         match is_host && port != 0 {
-            true => Ok(Self {
-                host: bracketed.unwrap_or(host).to_owned(),
-                port,
-            }),
+            true => Ok(Self { host: bracketed.unwrap_or(host).to_owned(), port }),
             false => Err(NoHostPort),
         }
     }
@@ -316,37 +311,23 @@ enum Share {
 /// All that is wrong. Somebody has to change the configuration; the process ends with exit code 2.
 pub fn load(flags: &Flags, surroundings: &Surroundings) -> Result<Config, ConfigErrors> {
     let mut errors = Vec::new();
-    let root = flags
-        .config
-        .as_deref()
-        .and_then(|path| match read_root(path) {
-            Ok(root) => root,
-            Err(error) => {
-                errors.push(error);
-                None
-            }
-        });
+    let root = flags.config.as_deref().and_then(|path| match read_root(path) {
+        Ok(root) => root,
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    });
     let typed = typed::read(root.as_ref(), &surroundings.variables, flags, &mut errors);
     let config = meant::config(typed, surroundings, &mut errors);
-    if errors.is_empty() {
-        Ok(config)
-    } else {
-        Err(ConfigErrors::new(errors))
-    }
+    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
 }
 
 fn read_root(path: &Path) -> Result<Option<yaml::Node>, ConfigError> {
     let name: Arc<str> = path.to_string_lossy().into();
-    let error = |origin, problem| ConfigError {
-        origin,
-        path: String::new(),
-        problem,
-    };
+    let error = |origin, problem| ConfigError { origin, path: String::new(), problem };
     let text = read_text(path).map_err(|why| {
-        let problem = Problem::File {
-            file: name.to_string(),
-            why,
-        };
+        let problem = Problem::File { file: name.to_string(), why };
         error(Origin::Flag("--config"), problem)
     })?;
     yaml::parse(&name, &text).map_err(|(origin, problem)| error(origin, problem))
@@ -356,10 +337,7 @@ fn read_root(path: &Path) -> Result<Option<yaml::Node>, ConfigError> {
 fn read_text(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
-    match file
-        .take(yaml::FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-    {
+    match file.take(yaml::FILE_BYTES_MAX + 1).read_to_string(&mut text) {
         Ok(count) if count as u64 > yaml::FILE_BYTES_MAX => Err("larger than 1 MiB".to_owned()),
         Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err("no UTF-8".to_owned()),

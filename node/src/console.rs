@@ -31,10 +31,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Every path, and what is there.
 const PATHS: [(&str, &str); 6] = [
-    (
-        "/metrics",
-        "for Prometheus, in its own format or as OpenMetrics",
-    ),
+    ("/metrics", "for Prometheus, in its own format or as OpenMetrics"),
     ("/healthz", "200 while the process works"),
     ("/readyz", "200 while it accepts spans"),
     ("/api/v1/status", "this page as JSON"),
@@ -60,17 +57,8 @@ impl fmt::Debug for Source {
 /// Serves until `drain`, and returns when the last request is answered.
 pub async fn serve(listener: Listener, source: Source, drain: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let limits = Limits {
-        connections,
-        age_max: Duration::ZERO,
-    };
-    listen::serve(
-        listener,
-        TowerToHyperService::new(router(source)),
-        limits,
-        drain,
-    )
-    .await;
+    let limits = Limits { connections, age_max: Duration::ZERO };
+    listen::serve(listener, TowerToHyperService::new(router(source)), limits, drain).await;
 }
 
 fn router(source: Source) -> Router {
@@ -87,13 +75,8 @@ fn router(source: Source) -> Router {
 }
 
 async fn nothing() -> (StatusCode, String) {
-    let paths = PATHS
-        .map(|(path, what)| format!("{path}  {what}\n"))
-        .concat();
-    (
-        StatusCode::NOT_FOUND,
-        format!("nothing here; there is\n/  a page for people\n{paths}"),
-    )
+    let paths = PATHS.map(|(path, what)| format!("{path}  {what}\n")).concat();
+    (StatusCode::NOT_FOUND, format!("nothing here; there is\n/  a page for people\n{paths}"))
 }
 
 async fn page(Extract(source): Extract<Source>) -> Html<String> {
@@ -102,10 +85,7 @@ async fn page(Extract(source): Extract<Source>) -> Html<String> {
 
 async fn metrics(Extract(source): Extract<Source>, headers: HeaderMap) -> Response {
     let asked = |accept: &str| accept.contains("application/openmetrics-text");
-    let accepts = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
+    let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (content_type, text) = if accepts.into_iter().any(asked) {
         (OPEN_METRICS, metrics::open_metrics(&source.registry))
     } else {
@@ -139,22 +119,13 @@ impl From<Status> for Readiness {
             (false, State::Active) => "it does not accept spans now",
             (false, State::Leaving) => "draining: it hands over what it holds and stops",
         };
-        Self {
-            ready: status.ready,
-            state: status.state,
-            why,
-            degraded: status.degraded,
-        }
+        Self { ready: status.ready, state: status.state, why, degraded: status.degraded }
     }
 }
 
 async fn ready(Extract(source): Extract<Source>) -> (StatusCode, Json<Readiness>) {
     let readiness = Readiness::from((source.status)());
-    let code = if readiness.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(readiness))
 }
 
@@ -192,10 +163,7 @@ async fn placement(Extract(source): Extract<Source>) -> Json<Placement> {
         owned_slots: member.owned_slots,
         replica_slots: member.replica_slots,
     };
-    Json(Placement {
-        view,
-        shares: members.into_iter().map(share).collect(),
-    })
+    Json(Placement { view, shares: members.into_iter().map(share).collect() })
 }
 
 #[cfg(test)]

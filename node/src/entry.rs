@@ -231,7 +231,8 @@ impl OpenRequest {
         for batch in &self.batches {
             match batch.progress {
                 Progress::Flying => return Step::Send(Vec::new()),
-                Progress::Held(incarnation) if self.incarnation(&batch.target) == Some(incarnation) => {}
+                Progress::Held(incarnation)
+                    if self.incarnation(&batch.target) == Some(incarnation) => {}
                 Progress::Held(_) | Progress::Void => {
                     self.changed = true;
                     return self.advance();
@@ -402,8 +403,7 @@ mod tests {
     #[test]
     fn request_without_spans_is_accepted() {
         let placement = placement(&[("a", 1)]);
-        let (_, step) =
-            OpenRequest::start("a".into(), Vec::new(), 1, placement, BTreeSet::new());
+        let (_, step) = OpenRequest::start("a".into(), Vec::new(), 1, placement, BTreeSet::new());
         assert_eq!(step, ACCEPTED);
     }
 

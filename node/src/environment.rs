@@ -5,8 +5,8 @@
 //! socket, reads the wall clock or draws random numbers.
 
 use crate::sink::{self, Sink, SinkConfig, Workers};
-use rand::{RngCore, TryRngCore};
 use rand::rngs::OsRng;
+use rand::{RngCore, TryRngCore};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +20,18 @@ pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// The sinks of a node and the tasks behind them.
 pub type StartedSinks = (Vec<Arc<dyn Sink>>, Option<Workers>);
 
-type BindMesh = dyn FnOnce(SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindError> + Send;
-type StartSinks = dyn FnOnce(
+/// Binds a UDP socket for the mesh.
+pub type BindMesh = dyn FnOnce(SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindError> + Send;
+/// Opens sinks; the path is the directory of dead letters.
+pub type StartSinks = dyn FnOnce(
         &[SinkConfig],
         &Path,
         &WallClock,
         &sink::Metrics,
     ) -> Result<StartedSinks, sink::StartError>
     + Send;
-type OpenStarts = dyn FnOnce(&Path) -> Arc<dyn StartStore> + Send;
+/// Opens the record of starts in a data directory.
+pub type OpenStarts = dyn FnOnce(&Path) -> Arc<dyn StartStore> + Send;
 
 /// What a node is given of the world.
 pub struct Environment {

@@ -130,11 +130,7 @@ impl Listeners {
         for &address in &settings.http {
             http.push(Listener::bind("listen.http", address).await?);
         }
-        Ok(Self {
-            grpc,
-            http,
-            settings,
-        })
+        Ok(Self { grpc, http, settings })
     }
 
     /// Where OTLP over gRPC is served, with real ports.
@@ -168,21 +164,11 @@ impl Listeners {
         servers.spawn(follow_health);
         for listener in self.grpc {
             let service = grpc::service(intake.clone(), health.clone());
-            servers.spawn(listen::serve(
-                listener,
-                service,
-                limits.clone(),
-                drain.clone(),
-            ));
+            servers.spawn(listen::serve(listener, service, limits.clone(), drain.clone()));
         }
         for listener in self.http {
             let service = http::service(intake.clone());
-            servers.spawn(listen::serve(
-                listener,
-                service,
-                limits.clone(),
-                drain.clone(),
-            ));
+            servers.spawn(listen::serve(listener, service, limits.clone(), drain.clone()));
         }
         // A panic in a server is passed on to whoever runs this.
         servers.join_all().await;

@@ -28,3 +28,7 @@ pub mod split;
 pub mod status;
 pub mod tasks;
 pub mod wire;
+
+/// The allocator of the daemon: half of what a span costs is memory that comes and goes, and the
+/// system's allocator gives it back to the kernel in between.
+pub use mimalloc::MiMalloc as Allocator;

@@ -6,8 +6,9 @@
 //!
 //! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by
 //! it, the streams of an HTTP/2 connection by a tracker that it stops. A panic costs the connection
-//! that it happened on. Bounded by the semaphore of its [`Limits`], by [`STREAMS_MAX`] a connection,
-//! and by windows for what was received but not read. It knows no protocol above HTTP, and does not decide when a node drains.
+//! that it happened on. Bounded by the semaphore of its [`Limits`], by [`STREAMS_MAX`] a
+//! connection, and by windows for what was received but not read. It knows no protocol above HTTP,
+//! and does not decide when a node drains.
 
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
@@ -88,16 +89,8 @@ impl Listener {
             Ok(socket) => socket.local_addr().map(|address| (socket, address)),
             Err(error) => Err(error),
         };
-        let (socket, address) = bound.map_err(|source| BindError {
-            key,
-            address,
-            source,
-        })?;
-        Ok(Self {
-            socket,
-            address,
-            key,
-        })
+        let (socket, address) = bound.map_err(|source| BindError { key, address, source })?;
+        Ok(Self { socket, address, key })
     }
 
     /// Where it listens; the port is the real one.
@@ -134,17 +127,13 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.tasks
-            .spawn(self.stop.clone().run_until_cancelled_owned(stream));
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(stream));
     }
 }
 
 fn builder(streams: Streams) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(streams);
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_MAX);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -185,10 +174,7 @@ where
     S: Respond<B>,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    let streams = Streams {
-        tasks: TaskTracker::new(),
-        stop: CancellationToken::new(),
-    };
+    let streams = Streams { tasks: TaskTracker::new(), stop: CancellationToken::new() };
     let builder = builder(streams.clone());
     let mut connections = JoinSet::new();
     let mut refused_by_system = false;
@@ -223,14 +209,7 @@ where
         accepted_count = accepted_count.wrapping_add(1);
         let age = age(limits.age_max, accepted_count);
         let (builder, service) = (builder.clone(), service.clone());
-        connections.spawn(connection(
-            stream,
-            builder,
-            service,
-            permit,
-            age,
-            drain.clone(),
-        ));
+        connections.spawn(connection(stream, builder, service, permit, age, drain.clone()));
     }
     drop(listener);
     let closed = async {
@@ -258,10 +237,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 
 fn of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// When the n-th connection closes: between the setting and [`AGE_SPREAD_TENTHS`] more. Counting
@@ -285,9 +261,7 @@ async fn connection<S, B>(
 {
     // Answers are small; waiting for more to send with them only delays a client.
     let _ = stream.set_nodelay(true);
-    let spoke = drain
-        .run_until_cancelled(timeout(HEADERS_MAX, stream.readable()))
-        .await;
+    let spoke = drain.run_until_cancelled(timeout(HEADERS_MAX, stream.readable())).await;
     if !matches!(spoke, Some(Ok(Ok(())))) {
         return;
     }

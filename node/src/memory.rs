@@ -1,8 +1,8 @@
 //! The one memory budget, from ingest to sink.
 //!
 //! Stages report what they keep; this is the only counter. It decides nothing but the two bounds of
-//! PROTOCOL.md: Holds from entry nodes are refused first, so that what is already in the cluster can
-//! still move, and the last part belongs to export attempts.
+//! PROTOCOL.md: Holds from entry nodes are refused first, so that what is already in the cluster
+//! can still move, and the last part belongs to export attempts.
 
 use crate::frame::Origin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -192,21 +192,25 @@ pub struct Gossip {
     received: mpsc::Sender<(SocketAddr, Bytes)>,
 }
 
-/// Moves what arrives to where it belongs. Until the shards are there (membership needs gossip
-/// before it is known who this node is), `shards` yields none and Holds are not answered.
+/// Whom frames about spans are for; none until the shards have started, because membership needs
+/// gossip before it is known who this node is. Without them Holds are not answered.
+pub type Handlers = Option<(Shards, Peers)>;
+
+/// Moves what arrives to where it belongs.
 pub fn carry(
     transport: &Transport,
     incoming: Incoming,
     gossip: Gossip,
-    shards: watch::Receiver<Option<(Shards, Peers)>>,
     tasks: &Tasks,
-) {
+) -> watch::Sender<Handlers> {
     let Gossip { to_send, received } = gossip;
     let (transport, stop) = (transport.clone(), tasks.stopping());
     tasks.spawn("gossip out", async move {
         let _ = stop.run_until_cancelled(send_gossip(transport, to_send)).await;
     });
+    let (handlers, shards) = watch::channel(None);
     tasks.spawn("frames in", receive(incoming, received, shards, tasks.clone()));
+    handlers
 }
 
 async fn send_gossip(transport: Transport, mut to_send: mpsc::Receiver<(SocketAddr, Bytes)>) {
@@ -220,7 +224,7 @@ async fn send_gossip(transport: Transport, mut to_send: mpsc::Receiver<(SocketAd
 async fn receive(
     mut incoming: Incoming,
     gossip: mpsc::Sender<(SocketAddr, Bytes)>,
-    shards: watch::Receiver<Option<(Shards, Peers)>>,
+    shards: watch::Receiver<Handlers>,
     tasks: Tasks,
 ) {
     let stop = tasks.stopping();

@@ -131,11 +131,8 @@ pub struct IngestMetrics {
 
 impl IngestMetrics {
     fn register(registry: &mut Registry, refused: Family<ReasonLabels, Counter>) -> Self {
-        let of_protocol = |&protocol| {
-            Answer::ALL
-                .iter()
-                .map(move |&answer| RequestLabels { protocol, answer })
-        };
+        let of_protocol =
+            |&protocol| Answer::ALL.iter().map(move |&answer| RequestLabels { protocol, answer });
         let answers = Protocol::ALL.iter().flat_map(of_protocol);
         Self {
             requests: each(
@@ -156,9 +153,7 @@ impl IngestMetrics {
 
     /// Counts one answered request, and the reason when it was refused for good.
     pub fn count(&self, protocol: Protocol, answer: Answer, reason: Option<Reason>) {
-        self.requests
-            .get_or_create(&RequestLabels { protocol, answer })
-            .inc();
+        self.requests.get_or_create(&RequestLabels { protocol, answer }).inc();
         if let Some(reason) = reason {
             self.refused.get_or_create(&ReasonLabels { reason }).inc();
         }
@@ -183,11 +178,7 @@ pub struct RouteMetrics {
 impl RouteMetrics {
     fn register(registry: &mut Registry, refused: Family<ReasonLabels, Counter>) -> Self {
         Self {
-            accepted: new(
-                registry,
-                "spans_accepted",
-                "Spans of requests that succeeded",
-            ),
+            accepted: new(registry, "spans_accepted", "Spans of requests that succeeded"),
             accepted_without_replica: new(
                 registry,
                 "spans_accepted_without_replica",
@@ -244,23 +235,12 @@ pub struct TraceMetrics {
 
 impl TraceMetrics {
     fn register(registry: &mut Registry) -> Self {
-        let of_cause = |&cause| {
-            Verdict::ALL
-                .iter()
-                .map(move |&verdict| DecisionLabels { cause, verdict })
-        };
+        let of_cause =
+            |&cause| Verdict::ALL.iter().map(move |&verdict| DecisionLabels { cause, verdict });
         let decisions = DueCause::ALL.iter().flat_map(of_cause);
         Self {
-            redelivered: new(
-                registry,
-                "spans_redelivered",
-                "Spans that were held already",
-            ),
-            repaired: new(
-                registry,
-                "spans_repaired",
-                "Spans stored because a holder sent them",
-            ),
+            redelivered: new(registry, "spans_redelivered", "Spans that were held already"),
+            repaired: new(registry, "spans_repaired", "Spans stored because a holder sent them"),
             exported: new(registry, "spans_exported", "Spans that a sink acknowledged"),
             late: new(
                 registry,
@@ -292,11 +272,7 @@ impl TraceMetrics {
                 roles(Role::ALL),
             ),
             decided: each(registry, "traces_decided", "Traces decided", decisions),
-            in_parts: new(
-                registry,
-                "traces_in_parts",
-                "Traces exported in more than one part",
-            ),
+            in_parts: new(registry, "traces_in_parts", "Traces exported in more than one part"),
             forgotten_early: new(
                 registry,
                 "traces_forgotten_early",
@@ -349,11 +325,7 @@ impl ClusterMetrics {
                 "Members by state, as this node sees them",
                 MemberState::ALL.iter().map(|&state| MemberLabels { state }),
             ),
-            view: new(
-                registry,
-                "view_info",
-                "Hash of the view; equal on nodes that agree",
-            ),
+            view: new(registry, "view_info", "Hash of the view; equal on nodes that agree"),
             config: new(registry, "config_info", "Hash of the configuration in use"),
             slots: each(
                 registry,
@@ -366,9 +338,7 @@ impl ClusterMetrics {
                 registry,
                 "hop_bytes",
                 "Bytes of frames between nodes",
-                Direction::ALL
-                    .iter()
-                    .map(|&direction| DirectionLabels { direction }),
+                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
             ),
             peer_round_trip_seconds: new(
                 registry,
@@ -381,9 +351,7 @@ impl ClusterMetrics {
                 "Attempts to enter the mesh that failed",
                 tracemesh_transport::Refusal::ALL
                     .iter()
-                    .map(|cause| MeshRefusalLabels {
-                        cause: cause.label(),
-                    }),
+                    .map(|cause| MeshRefusalLabels { cause: cause.label() }),
             ),
             certificate_expires_seconds: new(
                 registry,
@@ -397,11 +365,7 @@ impl ClusterMetrics {
 /// Makes `hash` the only one that a family shows.
 pub fn show_hash(family: &Family<HashLabels, Count>, hash: &str) {
     family.clear();
-    family
-        .get_or_create(&HashLabels {
-            hash: hash.to_owned(),
-        })
-        .set(1);
+    family.get_or_create(&HashLabels { hash: hash.to_owned() }).set(1);
 }
 
 /// Memory and other bounds.
@@ -418,11 +382,7 @@ pub struct MemoryMetrics {
 impl MemoryMetrics {
     fn register(registry: &mut Registry) -> Self {
         Self {
-            memory_bytes: new(
-                registry,
-                "memory_bytes",
-                "Bytes of the memory budget in use",
-            ),
+            memory_bytes: new(registry, "memory_bytes", "Bytes of the memory budget in use"),
             memory_budget_bytes: new(registry, "memory_budget_bytes", "The memory budget"),
             unreplicated_spans: new(
                 registry,

@@ -14,7 +14,7 @@ use crate::assemble::{self, Shards};
 use crate::config::{self, Config};
 use crate::console;
 use crate::decide::KeepAll;
-use crate::environment::{Environment, WallClock};
+use crate::environment::{BindMesh, Environment, WallClock};
 use crate::ingest::{self, Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
 use crate::memory::Memory;
@@ -23,18 +23,21 @@ use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
 use crate::shard::{Limits, SinkSet};
 use crate::sink::{self, DeadLetters, SinkConfig, Workers};
+use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
+use prometheus_client::registry::Registry;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::{
-    Ended, HashKey, MemberState, Membership, NodeId, Weight, WeightError,
+    Ended, MemberState, Membership, NodeId, StartStore, Weight, WeightError,
 };
-use tracemesh_transport::{Transport, WallClock as TransportClock};
+use tracemesh_transport::{AsyncUdpSocket, Incoming, Transport};
 
 /// How often a draining node looks whether anything is left.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
@@ -135,151 +138,104 @@ pub struct Node {
     router: Router,
     admission: watch::Sender<Admission>,
     close_ingest: CancellationToken,
+    handlers: watch::Sender<mesh::Handlers>,
     drain: config::Drain,
     tasks: Tasks,
     workers: Option<Workers>,
     _directory: DataDirectory,
 }
 
-/// Ports that are taken before anything else.
-struct Ports {
+/// What is taken of the machine before anything else.
+struct Taken {
+    directory: DataDirectory,
     ingest: Listeners,
     console: Listener,
+    socket: Arc<dyn AsyncUdpSocket>,
+}
+
+/// Counters and gauges, and where they are shown from.
+struct Meters {
+    registry: Registry,
+    stages: Metrics,
+    sinks: sink::Metrics,
 }
 
 impl Node {
     /// Starts every stage, or none.
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
-        if config.sinks.len() > SinkSet::SINKS_MAX as usize {
-            return Err(StartError::Sinks(config.sinks.len()));
-        }
-        let directory = DataDirectory::open(&config.node.data_dir)?;
-        let ports = Ports {
-            ingest: Listeners::bind(ingest_settings(config)).await?,
-            console: Listener::bind("listen.console", config.listen.console).await?,
-        };
-        let socket = (environment.bind_mesh)(config.listen.mesh)?;
-        let (transport, incoming) = Transport::start(tracemesh_transport::Settings {
-            socket,
-            credentials: config.cluster.credentials.clone(),
-            cluster: config.cluster.name.clone(),
-            node_id: config.node.id.clone(),
-            wall_clock: Arc::clone(&environment.wall_clock) as TransportClock,
-            seed: environment.seed,
-        })?;
+        let Environment { bind_mesh, wall_clock, seed, start_sinks, open_starts, shard_count } =
+            environment;
+        let tasks = Tasks::default();
+        let taken = take(config, bind_mesh).await?;
+        let meters = meters(config);
+        let (transport, incoming) = start_transport(config, taken.socket, &wall_clock, seed)?;
         let addresses = Addresses {
-            grpc: ports.ingest.grpc_addresses(),
-            http: ports.ingest.http_addresses(),
+            grpc: taken.ingest.grpc_addresses(),
+            http: taken.ingest.http_addresses(),
             mesh: transport.local_address(),
-            console: ports.console.address(),
+            console: taken.console.address(),
         };
         let advertised = advertised(config, addresses.mesh).await?;
-        let mut registry = metrics::registry();
-        let metrics = Metrics::register(&mut registry);
-        metrics::show_hash(&metrics.cluster.config, &format!("{:016x}", config.config_hash()));
-        let sink_metrics = sink::Metrics::register(&mut registry);
-        let dead_letters = directory.dead_letters();
-        let (sinks, workers) = (environment.start_sinks)(
-            &config.sinks.iter().map(sink_config).collect::<Vec<_>>(),
-            &dead_letters,
-            &environment.wall_clock,
-            &sink_metrics,
-        )?;
-        let undecided = DeadLetters::new(
-            dead_letters.join("undecided.jsonl"),
-            "undecided".to_owned(),
-            Arc::clone(&environment.wall_clock),
-            &sink_metrics,
-        );
-        let seed = u64::from_le_bytes(environment.seed[..8].try_into().unwrap_or_default());
-        let starts = (environment.open_starts)(directory.path());
+        let dead_letters = taken.directory.dead_letters();
+        let sink_configs: Vec<_> = config.sinks.iter().map(sink_config).collect();
+        let (sinks, workers) =
+            start_sinks(&sink_configs, &dead_letters, &wall_clock, &meters.sinks)?;
         let (carrier, gossip) = mesh::gossip_channels();
-        let settings = tracemesh_membership::Settings {
-            starts: Some(starts),
-            ..membership_settings(config, &addresses, advertised, &environment.wall_clock, seed)?
-        };
-        let tasks = Tasks::default();
-        let (handlers, shards_started) = watch::channel(None);
-        mesh::carry(&transport, incoming, gossip, shards_started, &tasks);
+        let handlers = mesh::carry(&transport, incoming, gossip, &tasks);
+        let told = Told { addresses: &addresses, advertised, wall_clock: &wall_clock };
+        let starts = open_starts(taken.directory.path());
+        let settings = membership_settings(config, &told, starts, small_seed(seed))?;
         let membership = Arc::new(Membership::start(settings, carrier).await?);
         let me = NodeId::from(config.node.id.as_str());
         let peers = Peers::new(me, transport.clone(), Arc::clone(&membership));
-        let budget_bytes = usize::try_from(config.node.memory_bytes).unwrap_or(usize::MAX);
-        let memory = Arc::new(Memory::new(budget_bytes, environment.shard_count));
+        let memory = Arc::new(Memory::new(size(config.node.memory_bytes), shard_count));
         let shard_settings = assemble::Settings {
             limits: limits(&config.traces),
-            shard_count: environment.shard_count,
-            hash_key: HashKey(config.cluster.hash_key.0),
+            shard_count,
+            hash_key: config.cluster.hash_key,
             sinks,
-            dead_letters: Arc::new(undecided),
+            dead_letters: undecided(&dead_letters, &wall_clock, &meters.sinks),
             decide: Box::new(|| Box::new(KeepAll)),
         };
         let shards = Shards::start(
             shard_settings,
             Arc::clone(&memory),
             peers.clone(),
-            &metrics.trace,
+            &meters.stages.trace,
             &tasks,
         );
         handlers.send_replace(Some((shards.clone(), peers.clone())));
-        let route_settings = route::Settings {
-            replicas: u32::from(config.cluster.replicas),
-            hash_key: HashKey(config.cluster.hash_key.0),
-            age_max: config.traces.age_max,
-        };
-        let router = Router::start(
-            route_settings,
-            shards.clone(),
-            peers.clone(),
-            Arc::clone(&memory),
-            metrics.route.clone(),
-            seed,
-            &tasks,
-        );
-        let in_flight_max = usize::try_from(config.ingest.in_flight_bytes_max);
         let parts = Parts {
             cluster: config.cluster.name.clone(),
             zone: config.node.zone.clone(),
             weight: config.node.weight,
             replicas: config.cluster.replicas,
             advertised,
-            wall_clock: environment.wall_clock,
+            wall_clock,
             membership,
             transport,
             peers,
             shards,
             memory,
-            in_flight: InFlight::new(in_flight_max.unwrap_or(usize::MAX)),
-            metrics,
+            in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
+            metrics: meters.stages,
             draining: CancellationToken::new(),
         };
+        let router = start_router(config, &parts, small_seed(seed), &tasks);
+        let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
+        start_console(taken.console, meters.registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
-        let admission = watch::Sender::new(Admission::Joining);
-        let close_ingest = CancellationToken::new();
-        let serve = ports.ingest.serve(
-            router.clone(),
-            admission.subscribe(),
-            Arc::clone(&parts.in_flight),
-            parts.metrics.ingest.clone(),
-            close_ingest.clone(),
-        );
-        tasks.spawn("ingest", serve);
-        let shown = parts.clone();
-        let source = console::Source {
-            status: Arc::new(move || report::status(&shown)),
-            registry: Arc::new(registry),
-        };
-        tasks.spawn("console", console::serve(ports.console, source, tasks.stopping()));
         Ok(Self {
             addresses,
             parts,
             router,
             admission,
             close_ingest,
+            handlers,
             drain: config.drain.clone(),
             tasks,
             workers,
-            _directory: directory,
+            _directory: taken.directory,
         })
     }
 
@@ -293,9 +249,9 @@ impl Node {
         self.router.clone()
     }
 
-    /// What it says of itself.
-    pub fn status(&self) -> crate::status::Status {
-        report::status(&self.parts)
+    /// Says what it says of itself, at any time while it runs.
+    pub fn reporter(&self) -> impl Fn() -> Status + Send + Sync + use<> {
+        report::reporter(&self.parts)
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -344,7 +300,7 @@ impl Node {
     }
 
     fn say_ready(&self) {
-        let status = self.status();
+        let status = report::status(&self.parts);
         let owned = status.members.iter().find(|member| member.id == status.id);
         let owned_slots = owned.map_or(0, |member| member.owned_slots);
         let (id, members) = (&status.id, status.view.members);
@@ -370,8 +326,18 @@ impl Node {
         }
         self.parts.membership.leave();
         let empty = async {
-            while self.held() > 0 {
+            loop {
+                while self.held() > 0 {
+                    sleep(DRAIN_LOOK).await;
+                }
+                // A peer whose view is old may still send something: nobody is answered any more,
+                // and what was answered before that is waited for.
+                let handlers = self.handlers.send_replace(None);
                 sleep(DRAIN_LOOK).await;
+                if self.held() == 0 {
+                    return;
+                }
+                self.handlers.send_replace(handlers);
             }
         };
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
@@ -403,6 +369,84 @@ async fn failed(workers: &mut Option<Workers>) {
     }
 }
 
+async fn take(config: &Config, bind_mesh: Box<BindMesh>) -> Result<Taken, StartError> {
+    if config.sinks.len() > SinkSet::SINKS_MAX as usize {
+        return Err(StartError::Sinks(config.sinks.len()));
+    }
+    Ok(Taken {
+        directory: DataDirectory::open(&config.node.data_dir)?,
+        ingest: Listeners::bind(ingest_settings(config)).await?,
+        console: Listener::bind("listen.console", config.listen.console).await?,
+        socket: bind_mesh(config.listen.mesh)?,
+    })
+}
+
+fn meters(config: &Config) -> Meters {
+    let mut registry = metrics::registry();
+    let stages = Metrics::register(&mut registry);
+    let sinks = sink::Metrics::register(&mut registry);
+    metrics::show_hash(&stages.cluster.config, &format!("{:016x}", config.config_hash()));
+    Meters { registry, stages, sinks }
+}
+
+fn start_transport(
+    config: &Config,
+    socket: Arc<dyn AsyncUdpSocket>,
+    wall_clock: &WallClock,
+    seed: [u8; 32],
+) -> Result<(Transport, Incoming), tracemesh_transport::StartError> {
+    Transport::start(tracemesh_transport::Settings {
+        socket,
+        credentials: config.cluster.credentials.clone(),
+        cluster: config.cluster.name.clone(),
+        node_id: config.node.id.clone(),
+        wall_clock: Arc::clone(wall_clock),
+        seed,
+    })
+}
+
+/// Where traces go that make deciding panic.
+fn undecided(
+    directory: &Path,
+    wall_clock: &WallClock,
+    metrics: &sink::Metrics,
+) -> Arc<DeadLetters> {
+    let path = directory.join("undecided.jsonl");
+    let clock = Arc::clone(wall_clock);
+    Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
+}
+
+fn start_router(config: &Config, parts: &Parts, seed: u64, tasks: &Tasks) -> Router {
+    let settings = route::Settings {
+        replicas: u32::from(config.cluster.replicas),
+        hash_key: config.cluster.hash_key,
+        age_max: config.traces.age_max,
+    };
+    let (shards, peers) = (parts.shards.clone(), parts.peers.clone());
+    let (memory, metrics) = (Arc::clone(&parts.memory), parts.metrics.route.clone());
+    Router::start(settings, shards, peers, memory, metrics, seed, tasks)
+}
+
+fn start_ingest(
+    listeners: Listeners,
+    router: Router,
+    parts: &Parts,
+    tasks: &Tasks,
+) -> (watch::Sender<Admission>, CancellationToken) {
+    let admission = watch::Sender::new(Admission::Joining);
+    let close = CancellationToken::new();
+    let (in_flight, metrics) = (Arc::clone(&parts.in_flight), parts.metrics.ingest.clone());
+    let serve = listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
+    tasks.spawn("ingest", serve);
+    (admission, close)
+}
+
+fn start_console(listener: Listener, registry: Registry, parts: &Parts, tasks: &Tasks) {
+    let source =
+        console::Source { status: Arc::new(report::reporter(parts)), registry: Arc::new(registry) };
+    tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
+}
+
 /// The address that others reach this node at.
 async fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, StartError> {
     if let Some(advertise) = config.node.advertise {
@@ -426,58 +470,71 @@ async fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, St
 }
 
 fn ingest_settings(config: &Config) -> ingest::Settings {
-    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     ingest::Settings {
         grpc: config.listen.grpc.clone(),
         http: config.listen.http.clone(),
-        request_bytes_max: bytes(config.ingest.request_bytes_max),
-        in_flight_max: bytes(config.ingest.in_flight_bytes_max),
+        request_bytes_max: size(config.ingest.request_bytes_max),
+        in_flight_max: size(config.ingest.in_flight_bytes_max),
         ..Default::default()
     }
 }
 
+/// What other members are told besides what is configured.
+struct Told<'a> {
+    addresses: &'a Addresses,
+    advertised: SocketAddr,
+    wall_clock: &'a WallClock,
+}
+
 fn membership_settings(
     config: &Config,
-    addresses: &Addresses,
-    advertised: SocketAddr,
-    wall_clock: &WallClock,
+    told: &Told<'_>,
+    starts: Arc<dyn StartStore>,
     seed: u64,
-) -> Result<tracemesh_membership::Settings, StartError> {
+) -> Result<tracemesh_membership::Settings, WeightError> {
     Ok(tracemesh_membership::Settings {
         cluster: config.cluster.name.clone(),
         node_id: NodeId::from(config.node.id.as_str()),
-        mesh_address: advertised,
+        mesh_address: told.advertised,
         seeds: config.cluster.seeds.iter().map(ToString::to_string).collect(),
         alone_after: config.cluster.alone_after,
         replicas: config.cluster.replicas,
-        hash_key: HashKey(config.cluster.hash_key.0),
+        hash_key: config.cluster.hash_key,
         weight: Weight::new(config.node.weight)?,
         zone: config.node.zone.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        otlp_grpc: addresses.grpc.clone(),
-        otlp_http: addresses.http.clone(),
-        console: Some(addresses.console),
+        otlp_grpc: told.addresses.grpc.clone(),
+        otlp_http: told.addresses.http.clone(),
+        console: Some(told.addresses.console),
         config_hash: config.config_hash(),
-        starts: None,
-        wall_clock: Arc::clone(wall_clock),
+        starts: Some(starts),
+        wall_clock: Arc::clone(told.wall_clock),
         seed,
     })
 }
 
 fn limits(traces: &config::Traces) -> Limits {
-    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Limits {
         root_delay: traces.root_delay,
         age_max: traces.age_max,
         spans_max: traces.spans_max,
-        bytes_max: bytes(traces.bytes_max),
+        bytes_max: size(traces.bytes_max),
         remember: traces.remember_time,
-        remember_bytes_max: bytes(traces.remember_bytes),
+        remember_bytes_max: size(traces.remember_bytes),
     }
 }
 
+/// Configured sizes are 64 bits everywhere; what this machine cannot address is no bound.
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// What needs no secrecy is drawn from the first bytes of the seed.
+fn small_seed(seed: [u8; 32]) -> u64 {
+    seed[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+}
+
 fn sink_config(sink: &config::Sink) -> SinkConfig {
-    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     match sink {
         config::Sink::Otlp(otlp) => SinkConfig::Otlp {
             endpoint: otlp.endpoint.to_string(),
@@ -493,8 +550,8 @@ fn sink_config(sink: &config::Sink) -> SinkConfig {
                     (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
                 })
                 .collect(),
-            request_bytes_max: bytes(otlp.request_bytes_max),
-            queue_bytes_max: bytes(otlp.queue_bytes_max),
+            request_bytes_max: size(otlp.request_bytes_max),
+            queue_bytes_max: size(otlp.queue_bytes_max),
         },
         config::Sink::File { path } => SinkConfig::File { path: path.clone() },
         config::Sink::Stdout => SinkConfig::Stdout,

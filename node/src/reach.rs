@@ -1,9 +1,9 @@
 //! Which peers answer *this* node: the fast and private tier of failure.
 //!
-//! A peer that let a batch wait is routed around at once, by this node alone; the placement does not
-//! change for it. One probe at a time finds out when it is back. The invariant: when more than half
-//! of at least three peers are silent it is rather this node that is slow, and nobody is routed
-//! around. Pure; bounded by the members of the view.
+//! A peer that let a batch wait is routed around at once, by this node alone; the placement does
+//! not change for it. One probe at a time finds out when it is back. The invariant: when more than
+//! half of at least three peers are silent it is rather this node that is slow, and nobody is
+//! routed around. Pure; bounded by the members of the view.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

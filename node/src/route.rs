@@ -175,9 +175,8 @@ impl Router {
 
     /// Cuts the request into the batches that are wanted now, and sends them.
     fn send<'a>(&'a self, cut: &Arc<Cut>, sends: Vec<Send>, flying: &mut Flying<'a>) {
-        let remote = |send: &&Send| {
-            send.content == Content::Bytes && send.target != *self.peers.me()
-        };
+        let remote =
+            |send: &&Send| send.content == Content::Bytes && send.target != *self.peers.me();
         let mut parts = self.split(cut, sends.iter().filter(remote)).into_iter();
         for send in sends {
             if send.target == *self.peers.me() {
@@ -187,9 +186,8 @@ impl Router {
                 flying.push(Box::pin(self.hold_there(send, vec![hold])));
             } else {
                 let parts = parts.next().unwrap_or_default().into_iter();
-                let holds = parts.map(|part: Part| {
-                    Hold { request: part.request, ..self.hold(send.mark) }
-                });
+                let holds =
+                    parts.map(|part: Part| Hold { request: part.request, ..self.hold(send.mark) });
                 let holds = holds.collect();
                 flying.push(Box::pin(self.hold_there(send, holds)));
             }
@@ -327,8 +325,7 @@ fn merge(replies: Vec<Result<HoldReply, PeerError>>) -> Outcome {
 impl Export for Router {
     async fn export(&self, request: Bytes) -> Result<Accepted, Refusal> {
         let _counted = self.memory.in_flight(request.len());
-        let mut scanned =
-            scan(&request).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        let mut scanned = scan(&request).map_err(|error| Refusal::Malformed(error.to_string()))?;
         let large = scanned.refuse_larger(&request, FRAME_SPANS_BYTES_MAX);
         let without_id = scanned.refused_span_count;
         for (reason, spans) in [(Reason::Ids, without_id), (Reason::Size, large)] {
@@ -339,10 +336,8 @@ impl Export for Router {
             refused_span_count: u64::from(without_id) + u64::from(large),
             message: complaint(without_id, large),
         };
-        let mut unacknowledged = Unacknowledged {
-            metrics: &self.metrics,
-            span_count: scanned.spans.len() as u64,
-        };
+        let mut unacknowledged =
+            Unacknowledged { metrics: &self.metrics, span_count: scanned.spans.len() as u64 };
         if scanned.spans.is_empty() {
             return Ok(accepted);
         }

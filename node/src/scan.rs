@@ -160,8 +160,7 @@ impl Scan {
     /// The header's fields as they are stored in `spans::Resource` and `spans::Scope`.
     pub fn gather(&self, request: &[u8], header: &Header) -> Box<[u8]> {
         let mut fields = Vec::with_capacity(header.bytes as usize);
-        self.header_slices(request, header)
-            .for_each(|slice| fields.extend_from_slice(slice));
+        self.header_slices(request, header).for_each(|slice| fields.extend_from_slice(slice));
         fields.into_boxed_slice()
     }
 
@@ -199,32 +198,20 @@ impl Scan {
             let scope = &self.scopes[span.scope as usize];
             if resource_before != Some(scope.resource) {
                 resource_before = Some(scope.resource);
-                rest.resources
-                    .push(self.resources[scope.resource as usize].clone());
+                rest.resources.push(self.resources[scope.resource as usize].clone());
             }
             if scope_before != Some(span.scope) {
                 scope_before = Some(span.scope);
                 let resource = rest.resources.len() as u32 - 1;
-                rest.scopes.push(ScannedScope {
-                    resource,
-                    header: scope.header.clone(),
-                });
+                rest.scopes.push(ScannedScope { resource, header: scope.header.clone() });
             }
             let trace = *traces[span.trace as usize].get_or_insert_with(|| {
                 let id = self.traces[span.trace as usize].id;
-                rest.traces.push(ScannedTrace {
-                    id,
-                    span_count: 0,
-                    bytes: 0,
-                });
+                rest.traces.push(ScannedTrace { id, span_count: 0, bytes: 0 });
                 rest.traces.len() as u32 - 1
             });
             rest.traces[trace as usize].add(span.bytes());
-            rest.spans.push(ScannedSpan {
-                trace,
-                scope: rest.scopes.len() as u32 - 1,
-                ..*span
-            });
+            rest.spans.push(ScannedSpan { trace, scope: rest.scopes.len() as u32 - 1, ..*span });
         }
         let refused = self.spans.len() - rest.spans.len();
         *self = rest;
@@ -305,9 +292,7 @@ struct Walk<'a, D> {
 impl<'a, D: Depth> Walk<'a, D> {
     fn new(request: &'a [u8]) -> Result<Self, ScanError> {
         if u32::try_from(request.len()).is_err() {
-            return Err(ScanError::TooLong {
-                bytes: request.len(),
-            });
+            return Err(ScanError::TooLong { bytes: request.len() });
         }
         Ok(Self {
             request,
@@ -423,11 +408,7 @@ impl<'a, D: Depth> Walk<'a, D> {
             return *index;
         }
         let index = traces.len() as u32;
-        traces.push(ScannedTrace {
-            id,
-            span_count: 0,
-            bytes: 0,
-        });
+        traces.push(ScannedTrace { id, span_count: 0, bytes: 0 });
         let hash_again = |index: &u32| hash(traces[*index as usize].id);
         self.trace_index.insert_unique(hash_here, index, hash_again);
         index
@@ -443,11 +424,7 @@ struct HeaderWalk<'a> {
 
 impl<'a> HeaderWalk<'a> {
     fn new(ranges: &'a mut Vec<(u32, u32)>) -> Self {
-        Self {
-            first: ranges.len(),
-            ranges,
-            bytes: 0,
-        }
+        Self { first: ranges.len(), ranges, bytes: 0 }
     }
 
     fn add(&mut self, field: &Field<'_>) {
@@ -460,10 +437,7 @@ impl<'a> HeaderWalk<'a> {
     }
 
     fn end(self) -> Header {
-        Header {
-            ranges: self.first as u32..self.ranges.len() as u32,
-            bytes: self.bytes,
-        }
+        Header { ranges: self.first as u32..self.ranges.len() as u32, bytes: self.bytes }
     }
 }
 
@@ -472,11 +446,7 @@ impl<'a> HeaderWalk<'a> {
 fn message_range(field: &Field<'_>, message: &'static Message) -> Result<Range<usize>, Malformed> {
     match field.value {
         Value::Bytes(payload) => Ok(field.end - payload.len()..field.end),
-        _ => Err(WireError {
-            problem: Problem::WireType,
-            at: field.start,
-        }
-        .inside(message)),
+        _ => Err(WireError { problem: Problem::WireType, at: field.start }.inside(message)),
     }
 }
 

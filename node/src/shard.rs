@@ -8,33 +8,33 @@
 //! checks before a Hold comes in ([`Shard::bytes`]), and for remembered traces by
 //! [`Limits::remember_bytes_max`].
 
+mod asking;
 mod attempt;
+mod deciding;
 mod hold;
+mod remembering;
 mod scopes;
 mod table;
 pub(crate) mod trace;
 
+pub use asking::Reply;
 pub use attempt::{Answer, SinkSet};
 pub use hold::HoldPart;
 
 use crate::decide::Decide;
-use crate::frame::{DoneTrace, HoldTrace, ReplyTrace, Verdict, milliseconds, trace_id_bytes};
-use crate::process;
+use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
-use crate::spans::{Chunk, TraceId};
+use crate::spans::TraceId;
 use attempt::Trying;
 use scopes::Scopes;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::{SpanKey, SpanState, Trace};
-use tracemesh_membership::{
-    HashKey, Incarnation, MemberIndex, MemberState, NodeId, Placement, Slot,
-};
+use trace::Trace;
+use tracemesh_membership::{HashKey, MemberIndex, MemberState, NodeId, Placement, Slot};
 
 /// How long an owner waits, from due on, for its replica to publish the same view.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -212,7 +212,7 @@ impl Shard {
         let my_index = index_of(&placement, &me);
         Self {
             scopes: Scopes::new(hash_key.0),
-            table: Table::new(hash_key.clone()),
+            table: Table::new(hash_key),
             me,
             hash_key,
             limits,
@@ -339,90 +339,6 @@ impl Shard {
         self.forget_expired(now_ms);
     }
 
-    /// What one sink, or the dead-letter file, said to an attempt.
-    pub fn on_answer(
-        &mut self,
-        now: Instant,
-        trace_id: TraceId,
-        number: u32,
-        sink: u32,
-        answer: Answer,
-    ) {
-        let Some(trying) = self.trying.get_mut(&trace_id) else { return };
-        if trying.number != number {
-            return;
-        }
-        if answer == Answer::Unanswered {
-            self.tally.unanswered += u64::from(trying.attempt.span_count);
-        }
-        trying.on_answer(sink, answer);
-        if trying.in_flight() {
-            return;
-        }
-        let Some(index) = self.table.find(trace_id) else { return };
-        let now_ms = self.ms(now);
-        let Some(trying) = self.trying.get(&trace_id) else { return };
-        if trying.owed() {
-            let again = now_ms + trying.backoff_ms(trace_id);
-            self.wake_at(index, again);
-        } else if let Some(trying) = self.trying.remove(&trace_id) {
-            self.finish_attempt(index, now_ms, &trying);
-        }
-    }
-
-    /// Other nodes say that spans became done (PROTOCOL.md, A0).
-    pub fn on_done(&mut self, now: Instant, trace_id: TraceId, verdict: Verdict, sum: u64) {
-        let Some(index) = self.table.find(trace_id) else { return };
-        let Some(trace) = self.table.get(index) else { return };
-        let covers_all = trace.sum() == sum;
-        self.change(index, |trace| {
-            trace.verdict = trace.verdict.max(verdict);
-            if covers_all {
-                trace.turn(SpanState::Held, SpanState::Done);
-                trace.free_done();
-            }
-        });
-        self.after_change(index, self.ms(now));
-    }
-
-    /// The owner answered an [`Effect::Ask`] (PROTOCOL.md, A1; for a leaving node also P3 and P4).
-    pub fn on_reply(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        sender: (u64, Incarnation),
-        version: u32,
-        reply: &Reply,
-    ) {
-        let Some(index) = self.table.find(reply.trace_id) else { return };
-        let now_ms = self.ms(now);
-        let confirmed = reply.wanted.is_empty()
-            && sender.0 == self.view_hash()
-            && self.table.get(index).is_some_and(|trace| trace.version == version)
-            && self.is_owner_in(from, sender.1, index);
-        self.change(index, |trace| {
-            trace.verdict = trace.verdict.max(reply.verdict);
-            for &key in &reply.done {
-                trace.finish(key);
-            }
-            trace.free_done();
-        });
-        let Some(trace) = self.table.get(index) else { return };
-        let wanted = |key, state| state != SpanState::Done && reply.wanted.contains(&key);
-        let chunks = if reply.wanted.is_empty() { Vec::new() } else { trace.chunks(wanted) };
-        if !chunks.is_empty() {
-            let due_in = Duration::from_millis(trace.due_ms.saturating_sub(now_ms));
-            let spans = attempt_of(reply.trace_id, chunks, reply.wanted.len() as u32);
-            self.effects.push(Effect::Give { target: from.clone(), spans, due_in });
-            // Whether it arrived is found out by asking again.
-        }
-        if confirmed && self.state == MemberState::Leaving && self.role_of(index) != Role::Owner {
-            self.forget(index);
-            return;
-        }
-        self.after_change(index, now_ms);
-    }
-
     fn ms(&self, now: Instant) -> u64 {
         u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX)
     }
@@ -437,13 +353,6 @@ impl Shard {
 
     fn role_of(&self, index: u32) -> Role {
         self.table.get(index).map_or(Role::StandIn, |trace| self.role(trace.slot))
-    }
-
-    fn is_owner_in(&self, node: &NodeId, incarnation: Incarnation, index: u32) -> bool {
-        let Some(trace) = self.table.get(index) else { return false };
-        let Some(holders) = self.placement.holders(trace.slot) else { return false };
-        let owner = &self.placement.view().members()[holders.owner as usize];
-        owner.id == *node && owner.incarnation == incarnation
     }
 
     /// Nobody is active any more: those who leave are the view, and decide at once (M4).
@@ -555,214 +464,6 @@ impl Shard {
             self.wake_at(index, now_ms + to_ms(CALM_AGAIN));
         }
     }
-
-    /// The replica, if any, publishes my view.
-    fn is_calm(&self, slot: Slot) -> bool {
-        let Some(Some(replica)) = self.placement.holders(slot).map(|holders| holders.replica)
-        else {
-            return true;
-        };
-        let replica = &self.placement.view().members()[replica as usize].id;
-        self.published_views.get(replica) == Some(&self.view_hash())
-    }
-
-    fn ask(&mut self, index: u32, now_ms: u64) {
-        let holders = self.table.get(index).and_then(|trace| self.placement.holders(trace.slot));
-        if let Some(holders) = holders {
-            let target = self.placement.view().members()[holders.owner as usize].id.clone();
-            let Some(trace) = self.table.get_mut(index) else { return };
-            trace.asked = trace.asked.saturating_add(1);
-            let question = HoldTrace {
-                trace_id: trace_id_bytes(trace.id),
-                due_in_ms: milliseconds(Duration::from_millis(
-                    trace.due_ms.saturating_sub(now_ms),
-                )),
-                names: trace.keys_in(SpanState::Held).map(SpanKey::name).collect(),
-                done: trace.keys_in(SpanState::Done).map(SpanKey::name).collect(),
-                verdict: trace.verdict.into(),
-            };
-            let version = trace.version;
-            self.effects.push(Effect::Ask { target, trace: question, version });
-        }
-        let Some(trace) = self.table.get_mut(index) else { return };
-        trace.asked = trace.asked.max(1);
-        let at = self.next_look(index, now_ms);
-        self.wake_at(index, at);
-    }
-
-    fn decide(&mut self, index: u32, now_ms: u64) {
-        let Some(trace) = self.table.get(index) else { return };
-        let late = trace.has_done();
-        let chunks = trace.chunks(|_, state| state == SpanState::Held);
-        let attempt = attempt_of(trace.id, chunks, trace.held_count);
-        let (known, taken_over) = (trace.verdict, trace.taken_over);
-        let cause = self.cause(trace);
-        let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
-        if taken_over {
-            self.tally.taken_over += u64::from(attempt.span_count);
-        }
-        let decider = &mut self.decide;
-        let raw = attempt.clone();
-        let decided = catch_unwind(AssertUnwindSafe(|| {
-            let verdict = if known == Verdict::None { decider.decide(&attempt) } else { known };
-            (verdict, process::process(attempt, late))
-        }));
-        let Ok((verdict, processed)) = decided else {
-            tracing::error!(trace_id = %raw.trace_id, "trace makes deciding panic");
-            self.begin(index, Trying::dead_letter(Arc::new(raw)));
-            return;
-        };
-        if known == Verdict::None {
-            self.tally.decided.push((cause, verdict, delay));
-        }
-        self.change(index, |trace| {
-            trace.verdict = verdict;
-            trace.taken_over = false;
-        });
-        if verdict == Verdict::SampledOut {
-            let count = self.change(index, |trace| {
-                let count = trace.turn(SpanState::Held, SpanState::Done);
-                trace.free_done();
-                count
-            });
-            self.tally.sampled_out += u64::from(count.unwrap_or(0));
-            self.tell_done(index);
-            self.after_change(index, now_ms);
-            return;
-        }
-        self.begin(index, Trying::export(Arc::new(processed), self.sinks, late));
-    }
-
-    fn cause(&self, trace: &Trace) -> Cause {
-        if self.is_last_to_leave() {
-            Cause::Drain
-        } else if trace.taken_over {
-            Cause::Takeover
-        } else if trace.held_count >= self.limits.spans_max {
-            Cause::Spans
-        } else if trace.span_bytes() >= self.limits.bytes_max {
-            Cause::Bytes
-        } else if trace.rooted {
-            Cause::Root
-        } else {
-            Cause::Age
-        }
-    }
-
-    fn begin(&mut self, index: u32, mut trying: Trying) {
-        self.attempt_number = self.attempt_number.wrapping_add(1);
-        trying.number = self.attempt_number;
-        let Some(trace) = self.table.get_mut(index) else { return };
-        trace.turn(SpanState::Held, SpanState::Sending);
-        self.effects.push(trying.effect());
-        self.trying.insert(trace.id, trying);
-    }
-
-    /// The backoff of an attempt is over: the owner makes it again, whoever is none any more gives
-    /// it up and asks.
-    fn try_again(&mut self, index: u32, role: Role, now_ms: u64) {
-        let Some(trace) = self.table.get_mut(index) else { return };
-        let Some(trying) = self.trying.get_mut(&trace.id) else { return };
-        if trying.in_flight() {
-            return;
-        }
-        if role == Role::Owner {
-            self.attempt_number = self.attempt_number.wrapping_add(1);
-            trying.again(self.attempt_number);
-            self.effects.push(trying.effect());
-            return;
-        }
-        trace.turn(SpanState::Sending, SpanState::Held);
-        self.trying.remove(&trace.id);
-        self.after_change(index, now_ms);
-    }
-
-    /// Every sink has the spans or refused them for good (D3).
-    fn finish_attempt(&mut self, index: u32, now_ms: u64, trying: &Trying) {
-        let count = self.change(index, |trace| {
-            let count = trace.turn(SpanState::Sending, SpanState::Done);
-            trace.free_done();
-            count
-        });
-        let count = u64::from(count.unwrap_or(0));
-        match trying.result() {
-            attempt::Result::Exported => {
-                self.tally.exported += count;
-                if trying.late {
-                    self.tally.late += count;
-                    self.tally.in_parts += 1;
-                }
-            }
-            attempt::Result::Refused => self.tally.refused += count,
-            attempt::Result::Poison => self.tally.poison += count,
-        }
-        self.tell_done(index);
-        self.after_change(index, now_ms);
-    }
-
-    fn tell_done(&mut self, index: u32) {
-        let Some(trace) = self.table.get(index) else { return };
-        let Some(holders) = self.placement.holders(trace.slot) else { return };
-        let done = DoneTrace {
-            trace_id: trace_id_bytes(trace.id),
-            verdict: trace.verdict.into(),
-            sum: trace.done_sum(),
-        };
-        for holder in std::iter::once(holders.owner).chain(holders.replica) {
-            if Some(holder) != self.my_index {
-                let target = self.placement.view().members()[holder as usize].id.clone();
-                self.effects.push(Effect::Done { target, done: done.clone() });
-            }
-        }
-    }
-
-    /// Keeps the keys of a trace of which nothing is held, for as long as there is room.
-    fn remember(&mut self, index: u32, now_ms: u64) {
-        let Some(trace) = self.table.get_mut(index) else { return };
-        trace.wake_ms = u64::MAX;
-        if trace.is_remembered() {
-            return;
-        }
-        trace.remembered_until_ms = now_ms + to_ms(self.limits.remember).max(1);
-        self.remembered_bytes += trace.cost_bytes();
-        self.remembered.push_back((trace.remembered_until_ms, trace.id));
-        while self.remembered_bytes > self.limits.remember_bytes_max {
-            if !self.forget_oldest() {
-                break;
-            }
-            self.tally.forgotten_early += 1;
-        }
-    }
-
-    fn forget_expired(&mut self, now_ms: u64) {
-        while self.remembered.front().is_some_and(|&(at, _)| at <= now_ms) {
-            self.forget_oldest();
-        }
-    }
-
-    /// Forgets the trace that has been remembered longest; `false` when there is none.
-    fn forget_oldest(&mut self) -> bool {
-        while let Some((until_ms, id)) = self.remembered.pop_front() {
-            let Some(index) = self.table.find(id) else { continue };
-            if self.table.get(index).is_some_and(|trace| trace.remembered_until_ms == until_ms) {
-                self.forget(index);
-                return true;
-            }
-        }
-        false
-    }
-
-    fn forget(&mut self, index: u32) {
-        let role = self.role_of(index);
-        let Some(trace) = self.table.remove(index) else { return };
-        self.trace_bytes -= trace.cost_bytes();
-        self.held[role as usize] -= u64::from(trace.held_count);
-        self.held_traces -= u64::from(trace.held_count > 0);
-        if trace.is_remembered() {
-            self.remembered_bytes -= trace.cost_bytes();
-        }
-        self.trying.remove(&trace.id);
-    }
 }
 
 /// What the sums of a shard count of one trace.
@@ -785,39 +486,8 @@ impl Before {
     }
 }
 
-/// The reply of an owner about one trace, parsed.
-#[derive(Clone, Debug)]
-pub struct Reply {
-    /// The trace.
-    pub trace_id: TraceId,
-    /// What the owner neither holds nor knows as done.
-    pub wanted: Vec<SpanKey>,
-    /// What it knows as done.
-    pub done: Vec<SpanKey>,
-    /// The verdict it knows.
-    pub verdict: Verdict,
-}
-
-impl Reply {
-    /// Parses what a frame says; nothing said about a trace means that all of it is held there.
-    pub fn new(trace_id: TraceId, said: Option<&ReplyTrace>) -> Self {
-        let keys = |names: &[u64]| names.iter().copied().map(SpanKey::new).collect();
-        Self {
-            trace_id,
-            wanted: said.map_or_else(Vec::new, |said| keys(&said.wanted)),
-            done: said.map_or_else(Vec::new, |said| keys(&said.done)),
-            verdict: said.map_or(Verdict::None, ReplyTrace::verdict),
-        }
-    }
-}
-
 fn index_of(placement: &Placement, id: &NodeId) -> Option<MemberIndex> {
     MemberIndex::try_from(placement.view().position(id)?).ok()
-}
-
-fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt {
-    let bytes = chunks.iter().map(|chunk| chunk.spans.len()).sum();
-    Attempt { trace_id, chunks, span_count, bytes }
 }
 
 fn to_ms(duration: Duration) -> u64 {

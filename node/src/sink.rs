@@ -69,7 +69,9 @@ pub enum Outcome {
     Acknowledged,
     /// The sink will never take them; they are in its dead-letter file.
     Refused,
-    /// Not now: nothing, or an unknown part, arrived. `after` is what the sink asked to wait.
+    /// The attempt began, and what arrived is unknown: it may be in the sink, or not.
+    Unanswered,
+    /// Not now: nothing was taken. `after` is what the sink asked to wait.
     Again {
         /// The sink's own wish, from `RetryInfo` or `Retry-After`.
         after: Option<Duration>,
@@ -213,9 +215,8 @@ impl Workers {
     /// within [`ATTEMPT_MAX`].
     pub async fn shutdown(mut self) {
         self.stop.cancel();
-        let finished = timeout(ATTEMPT_MAX, async {
-            while self.tasks.join_next().await.is_some() {}
-        });
+        let finished =
+            timeout(ATTEMPT_MAX, async { while self.tasks.join_next().await.is_some() {} });
         if finished.await.is_err() {
             self.tasks.shutdown().await;
         }
@@ -246,13 +247,7 @@ pub fn start(
         let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
         let stop = stop.clone();
         match config {
-            SinkConfig::Otlp {
-                endpoint,
-                compression,
-                headers,
-                request_bytes_max,
-                ..
-            } => {
+            SinkConfig::Otlp { endpoint, compression, headers, request_bytes_max, .. } => {
                 let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
                 let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
                 runs.push(Box::pin(worker.run(inbox, stop)));
@@ -276,9 +271,7 @@ pub fn start(
 
 fn queue_bytes_max(config: &SinkConfig) -> usize {
     match config {
-        SinkConfig::Otlp {
-            queue_bytes_max, ..
-        } => *queue_bytes_max,
+        SinkConfig::Otlp { queue_bytes_max, .. } => *queue_bytes_max,
         SinkConfig::File { .. } | SinkConfig::Stdout => LINES_QUEUE_BYTES_MAX,
     }
 }
@@ -318,8 +311,7 @@ fn joined<T>(ended: Result<T, JoinError>) -> Option<T> {
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&'static str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -356,13 +348,7 @@ mod tests {
     async fn sinks_are_named_by_kind_and_number() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let configs = [
-            otlp(),
-            file(&path("a")),
-            SinkConfig::Stdout,
-            otlp(),
-            file(&path("b")),
-        ];
+        let configs = [otlp(), file(&path("a")), SinkConfig::Stdout, otlp(), file(&path("b"))];
         let (sinks, workers) = start_in(directory.path(), &configs).unwrap();
         let names: Vec<_> = sinks.iter().map(|sink| sink.name()).collect();
         assert_eq!(names, ["otlp", "file", "stdout", "otlp-2", "file-2"]);
@@ -373,15 +359,9 @@ mod tests {
     async fn one_file_for_two_sinks_starts_neither() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("traces.jsonl");
-        let error = start_in(directory.path(), &[file(&path), file(&path)])
-            .err()
-            .unwrap();
+        let error = start_in(directory.path(), &[file(&path), file(&path)]).err().unwrap();
         assert!(error.to_string().contains("traces.jsonl"), "{error}");
-        start_in(directory.path(), &[file(&path)])
-            .unwrap()
-            .1
-            .shutdown()
-            .await;
+        start_in(directory.path(), &[file(&path)]).unwrap().1.shutdown().await;
     }
 
     #[tokio::test]
@@ -389,10 +369,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("missing/traces.jsonl");
         let error = start_in(directory.path(), &[file(&path)]).err().unwrap();
-        assert!(
-            error.to_string().contains("missing/traces.jsonl"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("missing/traces.jsonl"), "{error}");
     }
 
     #[tokio::test]
@@ -403,10 +380,7 @@ mod tests {
         for n in 1..=3 {
             let outcome = sinks[0].submit(trace(n, 2)).unwrap();
             assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
-            assert_eq!(
-                fs::read_to_string(&path).unwrap().lines().count(),
-                usize::from(n)
-            );
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), usize::from(n));
         }
         workers.shutdown().await;
         assert_eq!(sinks[0].submit(trace(4, 1)).unwrap_err(), QueueFull);

@@ -88,10 +88,7 @@ impl<'a> SpanView<'a> {
                 (15, Value::Bytes(status)) => view.read_status(status)?,
                 (16, Value::Fixed32(flags)) => view.flags = flags,
                 (1..=9 | 15 | 16, _) => {
-                    return Err(WireError {
-                        problem: Problem::WireType,
-                        at: field.start,
-                    });
+                    return Err(WireError { problem: Problem::WireType, at: field.start });
                 }
                 _ => {}
             }
@@ -239,12 +236,10 @@ fn text(bytes: &[u8]) -> &str {
 /// The spans of a chunk, or of any sequence of framed `spans` fields, each without its frame.
 #[inline]
 pub fn unframed(spans: &[u8]) -> impl Iterator<Item = &[u8]> {
-    Reader::new(spans)
-        .map_while(Result::ok)
-        .filter_map(|field| match field.value {
-            Value::Bytes(span) => Some(span),
-            Value::Varint(_) | Value::Fixed64(_) | Value::Fixed32(_) => None,
-        })
+    Reader::new(spans).map_while(Result::ok).filter_map(|field| match field.value {
+        Value::Bytes(span) => Some(span),
+        Value::Varint(_) | Value::Fixed64(_) | Value::Fixed32(_) => None,
+    })
 }
 
 /// A `spans` field with the given span (without its frame) and one attribute more: a boolean or a
@@ -314,19 +309,13 @@ mod tests {
         assert_eq!(view.trace_id(), span.trace_id);
         assert_eq!(view.span_id(), span.span_id);
         assert_eq!(view.parent_span_id(), span.parent_span_id);
-        assert_eq!(
-            view.is_root(),
-            span.parent_span_id.iter().all(|byte| *byte == 0)
-        );
+        assert_eq!(view.is_root(), span.parent_span_id.iter().all(|byte| *byte == 0));
         assert_eq!(view.name(), span.name);
         assert_eq!(view.trace_state(), span.trace_state);
         assert_eq!(view.kind(), span.kind);
         assert_eq!(view.start_nanos(), span.start_time_unix_nano);
         assert_eq!(view.end_nanos(), span.end_time_unix_nano);
-        assert_eq!(
-            view.status_code(),
-            span.status.as_ref().map_or(0, |status| status.code)
-        );
+        assert_eq!(view.status_code(), span.status.as_ref().map_or(0, |status| status.code));
         assert_eq!(view.flags(), span.flags);
         assert_eq!(view.attribute("no such key"), None);
         for pair in &span.attributes {
@@ -334,12 +323,7 @@ mod tests {
             let expected = first.map(|pair| expected(&pair.value));
             // Debug, because NaN is not itself.
             let found = view.attribute(&pair.key);
-            assert_eq!(
-                format!("{found:?}"),
-                format!("{expected:?}"),
-                "{}",
-                pair.key
-            );
+            assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{}", pair.key);
         }
     }
 

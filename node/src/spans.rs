@@ -1,8 +1,8 @@
 //! Spans as they are held: raw OTLP bytes, cut by trace and scope.
 //!
-//! Nothing here decodes a span. The invariant: a [`Chunk`] owns exactly its own bytes and never pins
-//! the request or frame that it was cut from; what spans have in common (resource and scope) is
-//! shared by reference. Bounded by the memory budget, in which the holder of a chunk counts it.
+//! Nothing here decodes a span. The invariant: a [`Chunk`] owns exactly its own bytes and never
+//! pins the request or frame that it was cut from; what spans have in common (resource and scope)
+//! is shared by reference. Bounded by the memory budget, in which the holder of a chunk counts it.
 
 use std::fmt;
 use std::sync::Arc;

@@ -29,10 +29,7 @@ impl Targets {
     fn iter(self) -> impl Iterator<Item = usize> {
         let [first, second] = self.0;
         let second = if second == first { Self::NONE } else { second };
-        [first, second]
-            .into_iter()
-            .filter(|target| *target != Self::NONE)
-            .map(usize::from)
+        [first, second].into_iter().filter(|target| *target != Self::NONE).map(usize::from)
     }
 }
 
@@ -56,38 +53,21 @@ pub fn split(
     targets: &[Targets],
     part_bytes_max: usize,
 ) -> Vec<Vec<Part>> {
-    assert_eq!(
-        targets.len(),
-        scan.traces.len(),
-        "each trace has its targets"
-    );
+    assert_eq!(targets.len(), scan.traces.len(), "each trace has its targets");
     let spans_of_targets = distribute(scan, target_count, targets);
-    let mut cut = Cut {
-        request,
-        scan,
-        part_bytes_max,
-        last_part: vec![0; targets.len()],
-        part: 0,
-    };
-    spans_of_targets
-        .iter()
-        .map(|spans| cut.batch(spans))
-        .collect()
+    let mut cut = Cut { request, scan, part_bytes_max, last_part: vec![0; targets.len()], part: 0 };
+    spans_of_targets.iter().map(|spans| cut.batch(spans)).collect()
 }
 
 /// The indexes of the spans that go to each target, in order.
 fn distribute(scan: &Scan, target_count: usize, targets: &[Targets]) -> Vec<Vec<u32>> {
     let mut counts = vec![0; target_count];
     for (trace, targets) in scan.traces.iter().zip(targets) {
-        targets
-            .iter()
-            .for_each(|target| counts[target] += trace.span_count as usize);
+        targets.iter().for_each(|target| counts[target] += trace.span_count as usize);
     }
     let mut spans: Vec<_> = counts.into_iter().map(Vec::with_capacity).collect();
     for (index, span) in scan.spans.iter().enumerate() {
-        targets[span.trace as usize]
-            .iter()
-            .for_each(|target| spans[target].push(index as u32));
+        targets[span.trace as usize].iter().for_each(|target| spans[target].push(index as u32));
     }
     spans
 }
@@ -109,10 +89,7 @@ impl Cut<'_> {
             let sections = self.sections(spans);
             let span_count = sections.iter().map(|section| section.span_count).sum();
             let (these, rest) = spans.split_at(span_count);
-            parts.push(Part {
-                request: self.write(&sections, these),
-                traces: self.traces(these),
-            });
+            parts.push(Part { request: self.write(&sections, these), traces: self.traces(these) });
             spans = rest;
         }
         parts
@@ -206,21 +183,14 @@ impl Section {
             && section.scope_index == scope_index
         {
             let span_count = section.span_count + 1;
-            return Self {
-                span_count,
-                scope_bytes: section.scope_bytes + span_bytes,
-                ..*section
-            };
+            return Self { span_count, scope_bytes: section.scope_bytes + span_bytes, ..*section };
         }
         let scope = &scan.scopes[scope_index as usize];
         let resource = &scan.resources[scope.resource as usize];
         let same_resource = before.filter(|before| before.resource_index == scope.resource);
         let (bytes_before, resource_bytes_before) = match same_resource {
             Some(before) => (before.bytes_before, before.resource_bytes()),
-            None => (
-                before.map_or(0, Self::part_bytes),
-                resource.header.bytes as usize,
-            ),
+            None => (before.map_or(0, Self::part_bytes), resource.header.bytes as usize),
         };
         Self {
             resource_index: scope.resource,

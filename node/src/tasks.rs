@@ -1,4 +1,5 @@
-//! The one place where tasks are spawned: each has a name, is refused after closing, and is awaited.
+//! The one place where tasks are spawned: each has a name, is refused after closing, and is
+//! awaited.
 //!
 //! A panic in a task ends the node: what the task owned is gone, and limping on would hide it.
 //! (A panic over one trace is caught where the trace is handled and never gets here.)

@@ -98,20 +98,14 @@ impl<'a> Reader<'a> {
     /// Reads all of `message`; offsets count from its start.
     #[inline]
     pub fn new(message: &'a [u8]) -> Self {
-        Self {
-            bytes: message,
-            position: 0,
-        }
+        Self { bytes: message, position: 0 }
     }
 
     /// Reads the message at `range` of `bytes`; offsets count from the start of `bytes`, in which
     /// `range` must lie.
     #[inline]
     pub fn within(bytes: &'a [u8], range: Range<usize>) -> Self {
-        Self {
-            bytes: &bytes[..range.end],
-            position: range.start,
-        }
+        Self { bytes: &bytes[..range.end], position: range.start }
     }
 
     /// The offset of the next field.
@@ -125,48 +119,29 @@ impl<'a> Reader<'a> {
         let start = self.position;
         let tag = self.varint()?;
         let (Ok(tag), true) = (u32::try_from(tag), tag >= 8) else {
-            return Err(WireError {
-                problem: Problem::Tag,
-                at: start,
-            });
+            return Err(WireError { problem: Problem::Tag, at: start });
         };
-        let truncated = WireError {
-            problem: Problem::Truncated,
-            at: start,
-        };
+        let truncated = WireError { problem: Problem::Truncated, at: start };
         let value = match tag & 7 {
             0 => Value::Varint(self.varint()?),
             1 => Value::Fixed64(u64::from_le_bytes(self.array().ok_or(truncated)?)),
             2 => {
                 let length = self.varint()?;
                 let rest = self.bytes.len() - self.position;
-                let length = usize::try_from(length)
-                    .ok()
-                    .filter(|length| *length <= rest);
+                let length = usize::try_from(length).ok().filter(|length| *length <= rest);
                 let from = self.position;
                 self.position += length.ok_or(truncated)?;
                 Value::Bytes(&self.bytes[from..self.position])
             }
             5 => Value::Fixed32(u32::from_le_bytes(self.array().ok_or(truncated)?)),
             3 | 4 => {
-                return Err(WireError {
-                    problem: Problem::Group,
-                    at: start,
-                });
+                return Err(WireError { problem: Problem::Group, at: start });
             }
             _ => {
-                return Err(WireError {
-                    problem: Problem::Tag,
-                    at: start,
-                });
+                return Err(WireError { problem: Problem::Tag, at: start });
             }
         };
-        Ok(Field {
-            number: tag >> 3,
-            start,
-            end: self.position,
-            value,
-        })
+        Ok(Field { number: tag >> 3, start, end: self.position, value })
     }
 
     #[inline]
@@ -317,10 +292,7 @@ mod tests {
     #[test]
     fn a_reader_ends_after_an_error() {
         let mut reader = Reader::new(&[0x0b, 0x0c]);
-        let group = WireError {
-            problem: Problem::Group,
-            at: 0,
-        };
+        let group = WireError { problem: Problem::Group, at: 0 };
         assert_eq!(reader.next(), Some(Err(group)));
         assert_eq!(reader.next(), None);
     }

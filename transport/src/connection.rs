@@ -88,17 +88,9 @@ impl Link {
         let chain = peer_chain(&connection).ok_or("the peer has no certificate")?;
         let own = chain.first().ok_or("the peer has no certificate")?;
         let node_id = SpiffeId::of_certificate(own)?.node_id;
-        let peer = Proved {
-            address: canonical(connection.remote_address()),
-            node_id,
-        };
+        let peer = Proved { address: canonical(connection.remote_address()), node_id };
         let memory = Arc::new(Semaphore::new(PEER_BYTES_MAX));
-        Ok(Self {
-            connection,
-            peer,
-            opened,
-            memory,
-        })
+        Ok(Self { connection, peer, opened, memory })
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -179,11 +171,7 @@ impl Link {
             return Datagram::Dropped;
         };
         // Asked each time, because the path's size grows and shrinks.
-        if self
-            .connection
-            .max_datagram_size()
-            .is_none_or(|max| bytes.len() > max)
-        {
+        if self.connection.max_datagram_size().is_none_or(|max| bytes.len() > max) {
             return Datagram::TooLarge;
         }
         if self.connection.datagram_send_buffer_space() < bytes.len() {
@@ -246,16 +234,8 @@ impl Link {
     fn end(&self, error: &ConnectionError) -> End {
         let was_accepted =
             self.opened == Opened::ByPeer || self.connection.stats().frame_rx.handshake_done > 0;
-        let refusal = if was_accepted {
-            None
-        } else {
-            certificate_refusal(error)
-        };
-        End {
-            why: error.to_string(),
-            refusal,
-            was_accepted,
-        }
+        let refusal = if was_accepted { None } else { certificate_refusal(error) };
+        End { why: error.to_string(), refusal, was_accepted }
     }
 
     fn take_datagram(&self, bytes: Bytes, inbox: &Inbox) {
@@ -328,11 +308,7 @@ impl Link {
 }
 
 fn peer_chain(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
-    connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()
-        .map(|c| *c)
+    connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok().map(|c| *c)
 }
 
 #[cfg(test)]

@@ -93,10 +93,7 @@ pub struct Counters {
 impl Counters {
     /// How often somebody was refused for one cause.
     pub fn refused(&self, cause: Refusal) -> u64 {
-        self.refused
-            .iter()
-            .find(|(other, _)| *other == cause)
-            .map_or(0, |(_, count)| *count)
+        self.refused.iter().find(|(other, _)| *other == cause).map_or(0, |(_, count)| *count)
     }
 }
 
@@ -150,11 +147,7 @@ impl Meters {
     /// A datagram that no connection of ours can own.
     pub(crate) fn garbage(&self, from: SocketAddr) {
         if !self.lock().known.contains(&from) {
-            self.refuse(
-                from,
-                Refusal::Garbage,
-                "the datagram belongs to no connection",
-            );
+            self.refuse(from, Refusal::Garbage, "the datagram belongs to no connection");
         }
     }
 
@@ -189,9 +182,7 @@ impl Meters {
     }
 
     fn lock(&self) -> MutexGuard<'_, Addresses> {
-        self.addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,11 +201,7 @@ mod tests {
             meters.refuse(address(1), cause, "test");
         }
         let counters = meters.counters();
-        assert!(
-            Refusal::ALL
-                .iter()
-                .all(|cause| counters.refused(*cause) == 1)
-        );
+        assert!(Refusal::ALL.iter().all(|cause| counters.refused(*cause) == 1));
         let labels: BTreeSet<_> = Refusal::ALL.iter().map(|cause| cause.label()).collect();
         assert_eq!(labels.len(), Refusal::ALL.len());
     }

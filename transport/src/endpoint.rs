@@ -209,14 +209,9 @@ impl Endpoint {
             if self.quic.open_connections() < CONNECTIONS_MAX
                 && let Ok(place) = self.handshakes.clone().try_acquire_owned()
             {
-                return Some(Arrival {
-                    incoming,
-                    peer,
-                    _place: place,
-                });
+                return Some(Arrival { incoming, peer, _place: place });
             }
-            self.meters
-                .refuse(peer, Refusal::Full, "too many connections or handshakes");
+            self.meters.refuse(peer, Refusal::Full, "too many connections or handshakes");
             incoming.refuse();
         }
     }
@@ -225,19 +220,12 @@ impl Endpoint {
     #[cfg(test)]
     pub(crate) fn crowd(&self, count: usize) -> OwnedSemaphorePermit {
         let places = u32::try_from(count).unwrap();
-        self.handshakes
-            .clone()
-            .try_acquire_many_owned(places)
-            .unwrap()
+        self.handshakes.clone().try_acquire_many_owned(places).unwrap()
     }
 
     /// Finishes a handshake; who fails is counted. Takes at most [`HANDSHAKE_WAIT`].
     pub(crate) async fn welcome(&self, arrival: Arrival) -> Option<Link> {
-        let Arrival {
-            incoming,
-            peer,
-            _place,
-        } = arrival;
+        let Arrival { incoming, peer, _place } = arrival;
         let connecting = match incoming.accept() {
             Ok(connecting) => connecting,
             Err(error) => {
@@ -320,9 +308,7 @@ fn endpoint_config(secrets: &Secrets, id_key: u64) -> EndpointConfig {
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
     config.rng_seed(Some(derive(&secrets.random, &["endpoint"])));
-    config
-        .max_udp_payload_size(UDP_PAYLOAD_MAX)
-        .expect("6,500 is between 1,200 and 65,527");
+    config.max_udp_payload_size(UDP_PAYLOAD_MAX).expect("6,500 is between 1,200 and 65,527");
     config
 }
 
@@ -378,9 +364,7 @@ fn client_config(
     let crypto = QuicClientConfig::try_from(tls.client.clone())
         .map_err(|e| EndpointError::Tls(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config
-        .transport_config(settings.clone())
-        .token_store(Arc::new(NoneTokenStore));
+    config.transport_config(settings.clone()).token_store(Arc::new(NoneTokenStore));
     Ok(config)
 }
 

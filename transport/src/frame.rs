@@ -75,11 +75,7 @@ impl Frame {
         match payload.len() {
             n if n < header.length => Err(FrameError::Truncated(header.length - n)),
             n if n > header.length => Err(FrameError::Trailing),
-            _ => Ok(Self {
-                kind: header.kind,
-                flags: header.flags,
-                payload,
-            }),
+            _ => Ok(Self { kind: header.kind, flags: header.flags, payload }),
         }
     }
 }
@@ -124,11 +120,7 @@ impl Decoder {
             if length > FRAME_BYTES_MAX {
                 return Err(FrameError::TooLarge(length));
             }
-            self.header = Some(Header {
-                kind,
-                flags,
-                length,
-            });
+            self.header = Some(Header { kind, flags, length });
         }
         Ok(taken)
     }
@@ -152,11 +144,9 @@ impl Decoder {
             return Err(FrameError::Truncated(HEADER_BYTES - self.head_len));
         };
         match header.length - self.payload.len() {
-            0 => Ok(Frame {
-                kind: header.kind,
-                flags: header.flags,
-                payload: self.payload.freeze(),
-            }),
+            0 => {
+                Ok(Frame { kind: header.kind, flags: header.flags, payload: self.payload.freeze() })
+            }
             missing => Err(FrameError::Truncated(missing)),
         }
     }
@@ -219,14 +209,7 @@ mod tests {
         let result = decoder.push_header(&[1, 0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(result, Err(FrameError::TooLarge(u32::MAX as usize)));
         assert_eq!(decoder.payload.capacity(), 0);
-        let frame = Frame {
-            kind: 1,
-            flags: 0,
-            payload: vec![0; FRAME_BYTES_MAX + 1].into(),
-        };
-        assert_eq!(
-            frame.encode(),
-            Err(FrameError::TooLarge(FRAME_BYTES_MAX + 1))
-        );
+        let frame = Frame { kind: 1, flags: 0, payload: vec![0; FRAME_BYTES_MAX + 1].into() };
+        assert_eq!(frame.encode(), Err(FrameError::TooLarge(FRAME_BYTES_MAX + 1)));
     }
 }

@@ -143,15 +143,8 @@ impl Source {
         seed: [u8; 32],
     ) -> Result<Self, IdentityError> {
         let id = SpiffeId::new(cluster, node_id).map_err(|what| {
-            let value = if what.starts_with("a cluster") {
-                cluster
-            } else {
-                node_id
-            };
-            IdentityError::Name {
-                what,
-                value: value.into(),
-            }
+            let value = if what.starts_with("a cluster") { cluster } else { node_id };
+            IdentityError::Name { what, value: value.into() }
         })?;
         if let Credentials::ClusterKey(keys) = &credentials
             && !(1..=2).contains(&keys.len())
@@ -159,14 +152,7 @@ impl Source {
             return Err(IdentityError::KeyCount(keys.len()));
         }
         let issued_at = SystemTime::UNIX_EPOCH;
-        Ok(Self {
-            credentials,
-            id,
-            wall_clock,
-            seed,
-            issued: 0,
-            issued_at,
-        })
+        Ok(Self { credentials, id, wall_clock, seed, issued: 0, issued_at })
     }
 
     pub(crate) fn id(&self) -> &SpiffeId {
@@ -181,11 +167,9 @@ impl Source {
     pub(crate) fn load(&mut self) -> Result<Identity, IdentityError> {
         match self.credentials.clone() {
             Credentials::ClusterKey(keys) => self.issue(&keys),
-            Credentials::Files {
-                ca_file,
-                cert_file,
-                key_file,
-            } => self.read(&ca_file, &cert_file, &key_file),
+            Credentials::Files { ca_file, cert_file, key_file } => {
+                self.read(&ca_file, &cert_file, &key_file)
+            }
         }
     }
 
@@ -235,26 +219,16 @@ impl Source {
         params.not_after = epoch + x509_seconds(expires);
         params.serial_number = Some(serial(&derive(&self.seed, &["serial", &number])));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&pair, issuer).map_err(failed)?;
         self.issued += 1;
         self.issued_at = now;
-        Ok(Identity {
-            anchors,
-            chain: vec![certificate.der().to_vec()],
-            key,
-            expires,
-        })
+        Ok(Identity { anchors, chain: vec![certificate.der().to_vec()], key, expires })
     }
 
     fn read(&self, ca: &Path, cert: &Path, key: &Path) -> Result<Identity, IdentityError> {
-        let content = |path: &Path, why: String| IdentityError::Content {
-            path: path.into(),
-            why,
-        };
+        let content = |path: &Path, why: String| IdentityError::Content { path: path.into(), why };
         let anchors = tls::pem_certificates(&read(ca)?).map_err(|why| content(ca, why))?;
         let chain = tls::pem_certificates(&read(cert)?).map_err(|why| content(cert, why))?;
         let key_der = tls::pem_private_key(&read(key)?).map_err(|why| content(key, why))?;
@@ -268,33 +242,19 @@ impl Source {
             });
         }
         let expires = expiry(own).ok_or_else(|| content(cert, "it is no X.509".into()))?;
-        Ok(Identity {
-            anchors,
-            chain,
-            key: key_der,
-            expires,
-        })
+        Ok(Identity { anchors, chain, key: key_der, expires })
     }
 }
 
 /// Reads a whole small file.
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    let failed = |source| IdentityError::Read {
-        path: path.into(),
-        source,
-    };
+    let failed = |source| IdentityError::Read { path: path.into(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    let length = file
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    let length = file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     if length as u64 == FILE_BYTES_MAX {
         let why = format!("it has {FILE_BYTES_MAX} bytes or more");
-        return Err(IdentityError::Content {
-            path: path.into(),
-            why,
-        });
+        return Err(IdentityError::Content { path: path.into(), why });
     }
     Ok(bytes)
 }
@@ -316,12 +276,8 @@ fn authority(
     let mut params = CertificateParams::default();
     // The fingerprint tells the authorities of two keys apart by name during a change of key.
     let fingerprint = ring::digest::digest(&ring::digest::SHA256, pair.public_key_raw());
-    let short: String = fingerprint
-        .as_ref()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let short: String =
+        fingerprint.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name = named(&format!("tracemesh authority {short}"));
     params.not_before = date_time_ymd(2000, 1, 1);
     params.not_after = date_time_ymd(9999, 1, 1);
@@ -348,17 +304,14 @@ fn serial(bytes: &[u8; 32]) -> SerialNumber {
 
 /// Seconds since 1970, kept within what X.509 can express whatever the clock says.
 fn x509_seconds(time: SystemTime) -> Duration {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Duration::from_secs(since.as_secs().min(X509_SECONDS_MAX))
 }
 
 /// An Ed25519 private key as PKCS #8, version 1 (RFC 8410, section 7): a fixed prefix and the key.
 fn ed25519_pkcs8(secret: &[u8; 32]) -> Vec<u8> {
-    const PREFIX: [u8; 16] = [
-        0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
-    ];
+    const PREFIX: [u8; 16] =
+        [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     [&PREFIX[..], secret].concat()
 }
 
@@ -384,14 +337,8 @@ mod tests {
         let seconds = move || Duration::from_secs(clock.load(Ordering::Relaxed));
         let wall_clock: WallClock = Arc::new(move || SystemTime::UNIX_EPOCH + seconds());
         let seed = derive(node_id.as_bytes(), &["test"]);
-        Source::new(
-            Credentials::ClusterKey(keys.to_vec()),
-            "test",
-            node_id,
-            wall_clock,
-            seed,
-        )
-        .unwrap()
+        Source::new(Credentials::ClusterKey(keys.to_vec()), "test", node_id, wall_clock, seed)
+            .unwrap()
     }
 
     fn today() -> Arc<AtomicU64> {
@@ -411,10 +358,7 @@ mod tests {
         let second = alice.load().unwrap();
         assert_ne!(first.key, second.key);
         assert_eq!(first.chain[0].len(), second.chain[0].len());
-        assert!(
-            first == source("alice", &keys, &today()).load().unwrap(),
-            "same seed, same bytes"
-        );
+        assert!(first == source("alice", &keys, &today()).load().unwrap(), "same seed, same bytes");
     }
 
     #[test]
@@ -427,9 +371,8 @@ mod tests {
     #[test]
     fn what_peers_recognize_after_a_restart_survives_a_change_of_key() {
         let key = ClusterKey::development();
-        let successor = key.successor(&mut <rand::rngs::StdRng as rand::SeedableRng>::from_seed(
-            [3; 32],
-        ));
+        let successor =
+            key.successor(&mut <rand::rngs::StdRng as rand::SeedableRng>::from_seed([3; 32]));
         let secret = |node_id: &str, keys: &[ClusterKey]| {
             let mut source = source(node_id, keys, &today());
             let identity = source.load().unwrap();
@@ -458,19 +401,9 @@ mod tests {
 
     #[test]
     fn a_clock_at_either_end_of_time_does_not_panic() {
-        for seconds in [
-            0,
-            1,
-            X509_SECONDS_MAX,
-            X509_SECONDS_MAX + 1,
-            i64::MAX as u64,
-        ] {
+        for seconds in [0, 1, X509_SECONDS_MAX, X509_SECONDS_MAX + 1, i64::MAX as u64] {
             let clock = Arc::new(AtomicU64::new(seconds));
-            assert!(
-                source("alice", &[ClusterKey::development()], &clock)
-                    .load()
-                    .is_ok()
-            );
+            assert!(source("alice", &[ClusterKey::development()], &clock).load().is_ok());
         }
     }
 }

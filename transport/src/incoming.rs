@@ -111,37 +111,17 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new(meters: Arc<Meters>, tasks: Tasks) -> (Self, Incoming) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
-        (
-            Self {
-                queue: sender,
-                meters,
-            },
-            Incoming { queue, tasks },
-        )
+        (Self { queue: sender, meters }, Incoming { queue, tasks })
     }
 
     /// Waits for room. When the node takes no calls any more, the responder is dropped.
     pub(crate) async fn call(&self, from: Proved, frame: Frame, respond: Responder) {
-        let _ = self
-            .queue
-            .send((
-                Received::Call {
-                    from,
-                    frame,
-                    respond,
-                },
-                None,
-            ))
-            .await;
+        let _ = self.queue.send((Received::Call { from, frame, respond }, None)).await;
     }
 
     /// Never waits.
     pub(crate) fn notice(&self, from: Proved, frame: Frame, memory: Option<OwnedSemaphorePermit>) {
-        if self
-            .queue
-            .try_send((Received::Notice { from, frame }, memory))
-            .is_err()
-        {
+        if self.queue.try_send((Received::Notice { from, frame }, memory)).is_err() {
             self.meters.notices_unread.add(1);
         }
     }

@@ -73,10 +73,7 @@ pub enum KeyError {
 impl ClusterKey {
     /// A new key, from a source that nobody can predict.
     pub fn generate(random: &mut dyn rand::RngCore) -> Self {
-        let mut key = Self {
-            secret: [0; SECRET_BYTES],
-            hash_key: [0; HASH_KEY_BYTES],
-        };
+        let mut key = Self { secret: [0; SECRET_BYTES], hash_key: [0; HASH_KEY_BYTES] };
         random.fill_bytes(&mut key.secret);
         random.fill_bytes(&mut key.hash_key);
         key
@@ -85,10 +82,7 @@ impl ClusterKey {
     /// A key with a new authority and this one's hash key, for a change of key without a change of
     /// placement.
     pub fn successor(&self, random: &mut dyn rand::RngCore) -> Self {
-        Self {
-            hash_key: self.hash_key,
-            ..Self::generate(random)
-        }
+        Self { hash_key: self.hash_key, ..Self::generate(random) }
     }
 
     /// The keys of a key file: one or two, one a line; blank lines and lines that begin with `#`
@@ -113,26 +107,15 @@ impl ClusterKey {
     }
 
     fn parse_line(content: &str, line: usize) -> Result<Self, KeyError> {
-        let body = content
-            .strip_prefix(PREFIX)
-            .ok_or(KeyError::Prefix { line })?;
-        let bytes = URL_SAFE_NO_PAD
-            .decode(body)
-            .map_err(|_| KeyError::Encoding { line })?;
+        let body = content.strip_prefix(PREFIX).ok_or(KeyError::Prefix { line })?;
+        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| KeyError::Encoding { line })?;
         let bytes: [u8; TEXT_BYTES] = bytes.try_into().map_err(|_| KeyError::Encoding { line })?;
         let (secret, rest) = bytes.split_at(SECRET_BYTES);
         let (hash_key, checksum) = rest.split_at(HASH_KEY_BYTES);
-        let mut key = Self {
-            secret: [0; SECRET_BYTES],
-            hash_key: [0; HASH_KEY_BYTES],
-        };
+        let mut key = Self { secret: [0; SECRET_BYTES], hash_key: [0; HASH_KEY_BYTES] };
         key.secret.copy_from_slice(secret);
         key.hash_key.copy_from_slice(hash_key);
-        if checksum == key.checksum() {
-            Ok(key)
-        } else {
-            Err(KeyError::Checksum { line })
-        }
+        if checksum == key.checksum() { Ok(key) } else { Err(KeyError::Checksum { line }) }
     }
 
     /// The line that stands for this key in a file, without a line end. Secret.
@@ -152,10 +135,7 @@ impl ClusterKey {
     /// The built-in key of nodes that were given none. It is in every copy of the program, so it
     /// protects nothing: [`crate::Transport::start`] accepts it on loopback addresses only.
     pub fn development() -> Self {
-        Self {
-            secret: *b"tracemesh: public, loopback only",
-            hash_key: *b"tracemesh-public",
-        }
+        Self { secret: *b"tracemesh: public, loopback only", hash_key: *b"tracemesh-public" }
     }
 
     pub(crate) fn secret(&self) -> &[u8] {
@@ -194,15 +174,8 @@ mod tests {
     fn a_key_file_holds_one_or_two_keys_between_comments() {
         let first = key(1);
         let second = first.successor(&mut StdRng::seed_from_u64(2));
-        let text = format!(
-            "# ours\n\n  {}\r\n#next\n{}\n",
-            first.to_text(),
-            second.to_text()
-        );
-        assert_eq!(
-            ClusterKey::parse_file(&text),
-            Ok(vec![first.clone(), second.clone()])
-        );
+        let text = format!("# ours\n\n  {}\r\n#next\n{}\n", first.to_text(), second.to_text());
+        assert_eq!(ClusterKey::parse_file(&text), Ok(vec![first.clone(), second.clone()]));
         assert_ne!(first.secret, second.secret);
         assert_eq!(first.hash_key(), second.hash_key());
     }
@@ -212,19 +185,10 @@ mod tests {
         let text = key(1).to_text();
         let parse = |text: &str| ClusterKey::parse_file(text).unwrap_err();
         assert_eq!(parse("# nothing\n"), KeyError::Empty);
-        assert_eq!(
-            parse(&format!("{text}\n{text}\n\n{text}")),
-            KeyError::TooMany { line: 4 }
-        );
+        assert_eq!(parse(&format!("{text}\n{text}\n\n{text}")), KeyError::TooMany { line: 4 });
         assert_eq!(parse("\nsecret"), KeyError::Prefix { line: 2 });
-        assert_eq!(
-            parse(&text[..text.len() - 1]),
-            KeyError::Encoding { line: 1 }
-        );
-        assert_eq!(
-            parse(&format!("{text}\n{}", key(2).to_text())),
-            KeyError::HashKeys
-        );
+        assert_eq!(parse(&text[..text.len() - 1]), KeyError::Encoding { line: 1 });
+        assert_eq!(parse(&format!("{text}\n{}", key(2).to_text())), KeyError::HashKeys);
     }
 
     #[test]

@@ -42,10 +42,7 @@ pub struct Peer {
 impl Peer {
     /// With the address under which its slot is found.
     pub(crate) fn in_canonical_form(&self) -> Self {
-        Self {
-            address: canonical(self.address),
-            node_id: self.node_id.clone(),
-        }
+        Self { address: canonical(self.address), node_id: self.node_id.clone() }
     }
 }
 
@@ -153,13 +150,7 @@ impl Pool {
     pub(crate) fn new(endpoint: Endpoint, inbox: Inbox, tasks: Tasks, seed: [u8; 32]) -> Arc<Self> {
         let meters = inbox.meters.clone();
         let slots = Mutex::new(Slots::new(seed));
-        Arc::new(Self {
-            endpoint,
-            slots,
-            inbox,
-            meters,
-            tasks,
-        })
+        Arc::new(Self { endpoint, slots, inbox, meters, tasks })
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -186,22 +177,13 @@ impl Pool {
     ) -> Result<Frame, CallError> {
         let address = peer.address;
         if frame.payload.len() > FRAME_BYTES_MAX {
-            return Err(CallError::FrameTooLarge {
-                bytes: frame.payload.len(),
-            });
+            return Err(CallError::FrameTooLarge { bytes: frame.payload.len() });
         }
         for _ in 0..TRIES_MAX {
-            let silent = |_| CallError::Silent {
-                address,
-                silence: silence_max,
-            };
-            let (link, limits) = timeout(silence_max, self.link(peer))
-                .await
-                .map_err(silent)??;
+            let silent = |_| CallError::Silent { address, silence: silence_max };
+            let (link, limits) = timeout(silence_max, self.link(peer)).await.map_err(silent)??;
             let busy = |_| CallError::Busy { address };
-            let _place = timeout(silence_max, limits.enter(frame))
-                .await
-                .map_err(busy)?;
+            let _place = timeout(silence_max, limits.enter(frame)).await.map_err(busy)?;
             match link.call(frame, silence_max).await {
                 Ok(answer) => return Ok(answer),
                 Err(LinkError::Unsent) => {}
@@ -340,10 +322,7 @@ impl Pool {
     /// Closes links to peers whose certificate would not be accepted any more.
     pub(crate) fn close_distrusted(&self) {
         let links = self.lock().links();
-        for link in links
-            .iter()
-            .filter(|link| !self.endpoint.still_trusts(link))
-        {
+        for link in links.iter().filter(|link| !self.endpoint.still_trusts(link)) {
             tracing::info!(peer = %link.peer.address, "its certificate is not trusted any more");
             link.close(Close::Distrusted);
         }
@@ -357,12 +336,7 @@ impl Pool {
     pub(crate) fn close_to_new(&self) -> Duration {
         let mut slots = self.lock();
         slots.close();
-        slots
-            .links()
-            .iter()
-            .map(|link| link.round_trip())
-            .max()
-            .unwrap_or_default()
+        slots.links().iter().map(|link| link.round_trip()).max().unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -385,10 +359,9 @@ fn check_node(link: &Link, wanted: &Peer) -> Result<(), CallError> {
 
 fn call_error(address: SocketAddr, silence: Duration, error: LinkError) -> CallError {
     match error {
-        LinkError::Unsent => CallError::Unreachable {
-            address,
-            why: "the connection ended at once".into(),
-        },
+        LinkError::Unsent => {
+            CallError::Unreachable { address, why: "the connection ended at once".into() }
+        }
         LinkError::Lost(why) => CallError::Lost { address, why },
         LinkError::Silent => CallError::Silent { address, silence },
         LinkError::Busy => CallError::Busy { address },

@@ -47,10 +47,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     fn new() -> Self {
-        Self {
-            calls: Semaphore::new(CALLS_MAX),
-            bytes: Semaphore::new(CALL_BYTES_MAX),
-        }
+        Self { calls: Semaphore::new(CALLS_MAX), bytes: Semaphore::new(CALL_BYTES_MAX) }
     }
 
     /// Waits for a call's place and for room for its bytes, which are given back when the result
@@ -58,10 +55,7 @@ impl Limits {
     pub(crate) async fn enter(&self, frame: &Frame) -> [Option<SemaphorePermit<'_>>; 2] {
         let bytes = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
         // Neither semaphore is ever closed, so both are acquired.
-        [
-            self.calls.acquire().await.ok(),
-            self.bytes.acquire_many(bytes).await.ok(),
-        ]
+        [self.calls.acquire().await.ok(), self.bytes.acquire_many(bytes).await.ok()]
     }
 }
 
@@ -121,11 +115,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(seed: [u8; 32]) -> Self {
         let random = StdRng::from_seed(seed);
-        Self {
-            by_address: BTreeMap::new(),
-            random,
-            is_closed: false,
-        }
+        Self { by_address: BTreeMap::new(), random, is_closed: false }
     }
 
     /// How to reach an address; makes its slot.
@@ -152,26 +142,18 @@ impl Slots {
     /// The link on which a notice may go at once, because no earlier one waits.
     pub(crate) fn link_for_notice(&self, address: SocketAddr) -> Option<Arc<Link>> {
         let slot = self.by_address.get(&address)?;
-        slot.link()
-            .filter(|_| slot.notices.is_empty() && !slot.is_flushing)
-            .cloned()
+        slot.link().filter(|_| slot.notices.is_empty() && !slot.is_flushing).cloned()
     }
 
     /// Every link, in the order of addresses.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.by_address
-            .values()
-            .flat_map(|slot| slot.links.iter().cloned())
-            .collect()
+        self.by_address.values().flat_map(|slot| slot.links.iter().cloned()).collect()
     }
 
     /// Queues a notice; the oldest goes when there are too many.
     pub(crate) fn queue(&mut self, address: SocketAddr, notice: Notice) -> Queued {
         let Ok(slot) = self.slot(address) else {
-            return Queued {
-                dropped_count: 1,
-                starts_flush: false,
-            };
+            return Queued { dropped_count: 1, starts_flush: false };
         };
         let mut queued = Queued::default();
         if slot.notices.len() == NOTICES_MAX {
@@ -210,16 +192,11 @@ impl Slots {
             return;
         };
         let share = self.random.random_range(0.5..1.0);
-        let pause = PAUSE_MIN
-            .saturating_mul(1 << slot.failures.min(16))
-            .min(PAUSE_MAX);
+        let pause = PAUSE_MIN.saturating_mul(1 << slot.failures.min(16)).min(PAUSE_MAX);
         slot.failures = slot.failures.saturating_add(1);
         slot.dial = match slot.link() {
             Some(_) => Dial::Idle,
-            None => Dial::Resting {
-                until: now + pause.mul_f64(share),
-                why,
-            },
+            None => Dial::Resting { until: now + pause.mul_f64(share), why },
         };
         slot.changed.notify_waiters();
     }
@@ -304,10 +281,9 @@ impl Slot {
         }
         let changed = self.changed.clone().notified_owned();
         match &self.dial {
-            Dial::Resting { until, why } if now < *until => Look::No(CallError::Unreachable {
-                address,
-                why: why.clone(),
-            }),
+            Dial::Resting { until, why } if now < *until => {
+                Look::No(CallError::Unreachable { address, why: why.clone() })
+            }
             Dial::Running => Look::Wait(changed),
             Dial::Idle | Dial::Resting { .. } => {
                 self.dial = Dial::Running;
@@ -339,15 +315,7 @@ mod tests {
     }
 
     fn notice(kind: u8) -> Notice {
-        (
-            None,
-            Frame {
-                kind,
-                flags: 0,
-                payload: bytes::Bytes::new(),
-            },
-            Delivery::Stream,
-        )
+        (None, Frame { kind, flags: 0, payload: bytes::Bytes::new() }, Delivery::Stream)
     }
 
     #[tokio::test]
@@ -370,54 +338,30 @@ mod tests {
         for (round, pause) in pauses.iter().enumerate() {
             let whole = (PAUSE_MIN * (1 << round)).min(PAUSE_MAX);
             let millisecond = Duration::from_millis(1);
-            assert!(
-                *pause >= whole / 2 && *pause <= whole + millisecond,
-                "{round}: {pause:?}"
-            );
+            assert!(*pause >= whole / 2 && *pause <= whole + millisecond, "{round}: {pause:?}");
         }
     }
 
     #[tokio::test]
     async fn who_waits_for_a_peer_that_is_given_up_is_woken_and_does_not_dial_it_again() {
         let mut slots = Slots::new([1; 32]);
-        let Look::Dial(changed) = slots.look(address(1), Instant::now()) else {
-            panic!()
-        };
+        let Look::Dial(changed) = slots.look(address(1), Instant::now()) else { panic!() };
         slots.queue(address(1), notice(1));
         assert_eq!(slots.give_up(address(1)).1, 1);
         changed.await;
-        let Look::No(error) = slots.look_again(address(1), Instant::now()) else {
-            panic!()
-        };
-        assert_eq!(
-            error,
-            CallError::Closed {
-                address: address(1)
-            }
-        );
+        let Look::No(error) = slots.look_again(address(1), Instant::now()) else { panic!() };
+        assert_eq!(error, CallError::Closed { address: address(1) });
     }
 
     #[test]
     fn the_oldest_notice_goes_first_and_is_the_one_dropped() {
         let mut slots = Slots::new([1; 32]);
         let first = slots.queue(address(1), notice(0));
-        assert_eq!(
-            first,
-            Queued {
-                dropped_count: 0,
-                starts_flush: true
-            }
-        );
+        assert_eq!(first, Queued { dropped_count: 0, starts_flush: true });
         for kind in 1..=NOTICES_MAX as u8 {
             let is_full = usize::from(kind) == NOTICES_MAX;
             let queued = slots.queue(address(1), notice(kind));
-            assert_eq!(
-                queued,
-                Queued {
-                    dropped_count: is_full.into(),
-                    starts_flush: false
-                }
-            );
+            assert_eq!(queued, Queued { dropped_count: is_full.into(), starts_flush: false });
         }
         for kind in 1..=NOTICES_MAX as u8 {
             assert_eq!(slots.next_notice(address(1)), Some(notice(kind)));
@@ -433,9 +377,7 @@ mod tests {
         for port in 0..PEERS_MAX as u16 {
             slots.look(address(port), now);
         }
-        let Look::No(error) = slots.look(address(5000), now) else {
-            panic!()
-        };
+        let Look::No(error) = slots.look(address(5000), now) else { panic!() };
         assert!(matches!(error, CallError::Unreachable { .. }));
         slots.rest(address(7), "nobody there".into(), now);
         assert!(matches!(slots.look(address(5000), now), Look::Dial(_)));

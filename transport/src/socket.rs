@@ -54,12 +54,8 @@ pub fn bind_udp(address: SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindErro
         io::ErrorKind::AddrInUse => BindError::InUse { address },
         _ => BindError::Bind { address, source },
     };
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )
-    .map_err(failed)?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))
+        .map_err(failed)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false).map_err(failed)?;
     }
@@ -111,11 +107,7 @@ impl CountingSocket {
         ids: HashedConnectionIdGenerator,
         meters: Arc<Meters>,
     ) -> Self {
-        Self {
-            socket,
-            ids,
-            meters,
-        }
+        Self { socket, ids, meters }
     }
 
     /// Whether one of our connections may own it (RFC 8999: the first bit tells long headers, with
@@ -213,7 +205,7 @@ mod tests {
         let short = |id: &[u8]| [&[0x41][..], id, &[0; 20]].concat();
         assert!(socket.may_be_ours(&short(&id)));
         assert!(socket.may_be_ours(&[0xc3, 0, 0, 0, 1, 8]));
-        assert!(!socket.may_be_ours(&short(b"chitchat")));
+        assert!(!socket.may_be_ours(&short(b"gossip!!")));
         assert!(!socket.may_be_ours(&[0xc3, 1, 2, 3, 4, 5]));
         assert!(!socket.may_be_ours(&[0x41]));
         assert!(!socket.may_be_ours(&[]));

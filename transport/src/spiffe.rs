@@ -32,10 +32,7 @@ impl SpiffeId {
         if !sized(node_id) || !node_id.bytes().all(any_case) || matches!(node_id, "." | "..") {
             return Err("a node id has 1 to 255 letters, digits, `.`, `-`, `_`, and is not `.`");
         }
-        Ok(Self {
-            cluster: cluster.into(),
-            node_id: node_id.into(),
-        })
+        Ok(Self { cluster: cluster.into(), node_id: node_id.into() })
     }
 
     /// As it stands in the certificate.
@@ -58,22 +55,13 @@ impl SpiffeId {
         let uris: Vec<&str> = names
             .iter()
             .flat_map(|extension| &extension.value.general_names)
-            .filter_map(|name| {
-                if let GeneralName::URI(uri) = name {
-                    Some(*uri)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
             .collect();
         match uris.as_slice() {
             [uri] => Self::parse(uri)
                 .ok_or_else(|| format!("its URI {uri:?} is not spiffe://<cluster>/node/<node-id>")),
             [] => Err("it names no URI spiffe://<cluster>/node/<node-id>".into()),
-            several => Err(format!(
-                "it names {} URIs where one is expected",
-                several.len()
-            )),
+            several => Err(format!("it names {} URIs where one is expected", several.len())),
         }
     }
 }

@@ -58,10 +58,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(stream: SendStream) -> Self {
-        Self {
-            stream,
-            is_finished: false,
-        }
+        Self { stream, is_finished: false }
     }
 
     pub(crate) async fn write(
@@ -116,13 +113,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(stream: RecvStream, budget: Arc<Semaphore>) -> Self {
-        Self {
-            stream,
-            decoder: Decoder::default(),
-            budget,
-            memory: None,
-            cut: None,
-        }
+        Self { stream, decoder: Decoder::default(), budget, memory: None, cut: None }
     }
 
     pub(crate) async fn read(

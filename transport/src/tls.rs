@@ -49,12 +49,7 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let clock = Arc::new(Clock(wall_clock.clone()));
         let verifier = Arc::new(Verifier::new(identity, own, &provider).map_err(failed)?);
-        let chain: Vec<_> = identity
-            .chain
-            .iter()
-            .cloned()
-            .map(CertificateDer::from)
-            .collect();
+        let chain: Vec<_> = identity.chain.iter().cloned().map(CertificateDer::from).collect();
         match verifier.check(&chain, clock.now()) {
             Ok(_) => {}
             // The clock may be wrong, and peers say so when it is not.
@@ -92,11 +87,7 @@ impl Tls {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
-        Ok(Self {
-            server: Arc::new(server),
-            client: Arc::new(client),
-            verifier,
-        })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), verifier })
     }
 }
 
@@ -149,12 +140,7 @@ impl Verifier {
                 .build()
                 .map_err(|e| Error::General(e.to_string()))?;
         let cluster = own.cluster.clone();
-        Ok(Self {
-            anchors,
-            of_clients,
-            provider: provider.clone(),
-            cluster,
-        })
+        Ok(Self { anchors, of_clients, provider: provider.clone(), cluster })
     }
 
     /// The whole rule, for a certificate in either role.
@@ -167,8 +153,7 @@ impl Verifier {
             chain.split_first().ok_or(Error::NoCertificatesPresented)?;
         let id = self.check_name(end_entity)?;
         self.check_server_chain(end_entity, intermediates, now)?;
-        self.of_clients
-            .verify_client_cert(end_entity, intermediates, now)?;
+        self.of_clients.verify_client_cert(end_entity, intermediates, now)?;
         Ok(id)
     }
 
@@ -180,10 +165,7 @@ impl Verifier {
         if id.cluster == self.cluster {
             return Ok(id);
         }
-        Err(refusal(&format!(
-            "(it is of cluster {}, not {})",
-            id.cluster, self.cluster
-        )))
+        Err(refusal(&format!("(it is of cluster {}, not {})", id.cluster, self.cluster)))
     }
 
     fn check_server_chain(
@@ -212,9 +194,7 @@ impl Verifier {
     }
 
     fn schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -268,8 +248,7 @@ impl ClientCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         self.check_name(end_entity)?;
-        self.of_clients
-            .verify_client_cert(end_entity, intermediates, now)
+        self.of_clients.verify_client_cert(end_entity, intermediates, now)
     }
 
     fn verify_tls12_signature(
@@ -300,9 +279,7 @@ pub(crate) struct Clock(pub(crate) WallClock);
 
 impl Clock {
     pub(crate) fn now(&self) -> UnixTime {
-        let since = (self.0)()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = (self.0)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         UnixTime::since_unix_epoch(since)
     }
 }
@@ -355,11 +332,7 @@ fn is_of_time(error: &CertificateError) -> bool {
 pub(crate) fn pem_certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        certificates.push(
-            certificate
-                .map_err(|e| format!("its PEM is malformed: {e}"))?
-                .to_vec(),
-        );
+        certificates.push(certificate.map_err(|e| format!("its PEM is malformed: {e}"))?.to_vec());
     }
     if certificates.is_empty() {
         return Err("it holds no certificate in PEM".into());

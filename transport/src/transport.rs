@@ -99,14 +99,7 @@ struct InUse {
 impl Transport {
     /// Starts the endpoint and its background tasks; must be called inside a tokio runtime.
     pub fn start(settings: Settings) -> Result<(Self, Incoming), StartError> {
-        let Settings {
-            socket,
-            credentials,
-            cluster,
-            node_id,
-            wall_clock,
-            seed,
-        } = settings;
+        let Settings { socket, credentials, cluster, node_id, wall_clock, seed } = settings;
         let address = canonical(socket.local_addr().map_err(StartError::Socket)?);
         if let Credentials::ClusterKey(keys) = &credentials
             && keys.contains(&ClusterKey::development())
@@ -115,13 +108,8 @@ impl Transport {
             return Err(StartError::DevelopmentKey { address });
         }
         let identity_seed = derive(&seed, &["identity"]);
-        let mut source = Source::new(
-            credentials,
-            &cluster,
-            &node_id,
-            wall_clock.clone(),
-            identity_seed,
-        )?;
+        let mut source =
+            Source::new(credentials, &cluster, &node_id, wall_clock.clone(), identity_seed)?;
         let identity = source.load()?;
         let tls = Tls::new(&identity, source.id(), &wall_clock)?;
         let secrets = Secrets {
@@ -133,26 +121,10 @@ impl Transport {
         let tasks = Tasks::default();
         let (inbox, incoming) = Inbox::new(meters.clone(), tasks.clone());
         let pool = Pool::new(endpoint, inbox, tasks.clone(), derive(&seed, &["pauses"]));
-        let in_use = Mutex::new(InUse {
-            source,
-            identity,
-            complaint: None,
-        });
-        let shared = Shared {
-            pool,
-            tasks,
-            meters,
-            address,
-            identity: in_use,
-            wall_clock,
-        };
-        let transport = Self {
-            shared: Arc::new(shared),
-        };
-        transport
-            .shared
-            .tasks
-            .spawn(transport.shared.pool.clone().accept());
+        let in_use = Mutex::new(InUse { source, identity, complaint: None });
+        let shared = Shared { pool, tasks, meters, address, identity: in_use, wall_clock };
+        let transport = Self { shared: Arc::new(shared) };
+        transport.shared.tasks.spawn(transport.shared.pool.clone().accept());
         transport.shared.tasks.spawn(transport.clone().upkeep());
         Ok((transport, incoming))
     }
@@ -174,22 +146,15 @@ impl Transport {
         silence_max: Duration,
         deadline: Duration,
     ) -> Result<Frame, CallError> {
-        let late = |_| CallError::Deadline {
-            address: peer.address,
-            deadline,
-        };
-        timeout(deadline, self.shared.pool.call(peer, &frame, silence_max))
-            .await
-            .map_err(late)?
+        let late = |_| CallError::Deadline { address: peer.address, deadline };
+        timeout(deadline, self.shared.pool.call(peer, &frame, silence_max)).await.map_err(late)?
     }
 
     /// Sends a frame that needs no answer. Never waits: a few wait for each peer while it is
     /// dialled, of which the oldest is dropped first, and counted. Must be called inside a tokio
     /// runtime.
     pub fn notify(&self, peer: &Peer, frame: Frame, delivery: Delivery) {
-        self.shared
-            .pool
-            .notify(&peer.in_canonical_form(), frame, delivery);
+        self.shared.pool.notify(&peer.in_canonical_form(), frame, delivery);
     }
 
     /// Closes the connections to a peer that membership gave up, and forgets it. Calls under way
@@ -219,9 +184,7 @@ impl Transport {
         }
         let tls = Tls::new(&identity, in_use.source.id(), &self.shared.wall_clock)?;
         let endpoint = self.shared.pool.endpoint();
-        endpoint
-            .use_tls(&tls)
-            .map_err(|e| IdentityError::Certificate(e.to_string()))?;
+        endpoint.use_tls(&tls).map_err(|e| IdentityError::Certificate(e.to_string()))?;
         let is_trust_changed = identity.anchors != in_use.identity.anchors;
         in_use.identity = identity;
         drop(in_use);
@@ -288,10 +251,7 @@ impl Transport {
     }
 
     fn lock(&self) -> MutexGuard<'_, InUse> {
-        self.shared
-            .identity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

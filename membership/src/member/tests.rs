@@ -16,11 +16,8 @@ struct Life {
 
 impl Life {
     fn new(seeds: SeedKind) -> Self {
-        let identity = Identity {
-            id: "me".into(),
-            mesh_address: address(1),
-            alone_after: ALONE_AFTER,
-        };
+        let identity =
+            Identity { id: "me".into(), mesh_address: address(1), alone_after: ALONE_AFTER };
         let now = Instant::now();
         let mut member = Member::new(now, identity, 10, seeds, keys::tests::published());
         member.on_gossip_started(now, 10);
@@ -63,16 +60,11 @@ impl Life {
 fn changed(sighting: Sighting, change: impl FnOnce(&mut Published)) -> Sighting {
     let mut published = sighting.published.clone().unwrap();
     change(&mut published);
-    Sighting {
-        published: Some(published),
-        ..sighting
-    }
+    Sighting { published: Some(published), ..sighting }
 }
 
 fn joining(id: &str, generation: u64) -> Sighting {
-    changed(sighting(id, generation), |says| {
-        says.state = MemberState::Joining
-    })
+    changed(sighting(id, generation), |says| says.state = MemberState::Joining)
 }
 
 #[test]
@@ -94,10 +86,7 @@ fn a_member_joins_after_three_rounds_with_the_same_company() {
 #[test]
 fn a_member_whose_keys_are_not_known_yet_is_waited_for() {
     let mut life = Life::new(SeedKind::Others);
-    let silent = Sighting {
-        published: None,
-        ..sighting("b", 1)
-    };
+    let silent = Sighting { published: None, ..sighting("b", 1) };
     life.hear_for(STABLE * 3, &[sighting("a", 1), silent.clone()]);
     assert_eq!(life.state(), MemberState::Joining);
     life.hear_for(UNSTABLE_MAX, &[sighting("a", 1), silent]);
@@ -184,15 +173,9 @@ fn gossip_started_again_is_a_new_generation_with_its_first_epoch() {
     let mut life = Life::active();
     life.member.on_stand_still(life.now);
     life.member.on_gossip_started(life.now, 11);
-    let expected = Incarnation {
-        generation: 11,
-        epoch: 0,
-    };
+    let expected = Incarnation { generation: 11, epoch: 0 };
     assert_eq!(life.member.incarnation(), expected);
-    assert_eq!(
-        life.member.view().get(&"me".into()).unwrap().incarnation,
-        expected
-    );
+    assert_eq!(life.member.view().get(&"me".into()).unwrap().incarnation, expected);
     assert_eq!(life.state(), MemberState::Active);
     life.hear(&[]);
     assert_eq!(life.view(), ["a", "b", "me"], "it forgets nobody at once");
@@ -212,10 +195,7 @@ fn the_epoch_of_another_member_is_part_of_the_view() {
 fn a_joining_member_that_disagrees_ends_and_an_active_one_stays() {
     let odd = changed(sighting("b", 1), |says| says.agreement.replicas = 0);
     let mut life = Life::new(SeedKind::Others);
-    assert_eq!(
-        life.hear_for(ALONE_AFTER, &[sighting("a", 1), odd.clone()]),
-        Step::End
-    );
+    assert_eq!(life.hear_for(ALONE_AFTER, &[sighting("a", 1), odd.clone()]), Step::End);
     let expected = Ended::Disagrees {
         key: "cluster.replicas",
         mine: "1".to_owned(),
@@ -224,17 +204,10 @@ fn a_joining_member_that_disagrees_ends_and_an_active_one_stays() {
     };
     assert_eq!(life.member.status().refused, Some(expected));
     assert_eq!(life.state(), MemberState::Joining);
-    assert_eq!(
-        life.hear(&[sighting("a", 1)]),
-        Step::End,
-        "it does not try again"
-    );
+    assert_eq!(life.hear(&[sighting("a", 1)]), Step::End, "it does not try again");
 
     let mut life = Life::active();
-    assert_eq!(
-        life.hear_for(ALONE_AFTER, &[sighting("a", 1), odd]),
-        Step::Continue
-    );
+    assert_eq!(life.hear_for(ALONE_AFTER, &[sighting("a", 1), odd]), Step::Continue);
     assert_eq!(life.view(), ["a", "b", "me"]);
 }
 
@@ -249,10 +222,7 @@ fn of_two_joining_members_that_disagree_the_later_start_ends() {
 
 #[test]
 fn a_member_does_not_join_while_its_id_may_be_in_use() {
-    let former = Sighting {
-        mesh_address: address(2),
-        ..sighting("me", 9)
-    };
+    let former = Sighting { mesh_address: address(2), ..sighting("me", 9) };
     let heard = [sighting("a", 1), former.clone()];
     let mut life = Life::new(SeedKind::Others);
     life.hear_for(ASK - ROUND, &heard);
@@ -269,19 +239,13 @@ fn a_member_does_not_join_while_its_id_may_be_in_use() {
         step = life.hear(&[sighting("a", 1), beating.clone()]);
     }
     assert_eq!(step, Step::End);
-    let in_use = Ended::IdInUse {
-        address: address(2),
-    };
+    let in_use = Ended::IdInUse { address: address(2) };
     assert_eq!(life.member.status().refused, Some(in_use));
 }
 
 #[test]
 fn a_former_self_that_is_ahead_asks_for_a_higher_generation() {
-    let ahead = Sighting {
-        mesh_address: address(1),
-        alive: false,
-        ..sighting("me", 20)
-    };
+    let ahead = Sighting { mesh_address: address(1), alive: false, ..sighting("me", 20) };
     let mut life = Life::active();
     let heard = [sighting("a", 1), sighting("b", 1), ahead];
     assert_eq!(life.hear(&heard), Step::StartAbove(20));
@@ -296,24 +260,9 @@ fn news_change_what_is_said_and_nothing_else() {
     let before = life.member.says().clone();
     life.member.publish(Update::default());
     assert_eq!(*life.member.says(), before);
-    let load = Load {
-        spans_per_second: 1,
-        spans_held: 2,
-        traces_held: 3,
-    };
-    let update = Update {
-        fill: Some(1),
-        load: Some(load),
-        settled: Some(4),
-        config_hash: Some(5),
-    };
+    let load = Load { spans_per_second: 1, spans_held: 2, traces_held: 3 };
+    let update = Update { fill: Some(1), load: Some(load), settled: Some(4), config_hash: Some(5) };
     life.member.publish(update);
-    let expected = Published {
-        fill: 1,
-        load,
-        settled: 4,
-        config_hash: 5,
-        ..before
-    };
+    let expected = Published { fill: 1, load, settled: 4, config_hash: 5, ..before };
     assert_eq!(*life.member.says(), expected);
 }

@@ -54,10 +54,7 @@ impl Network {
         bytes: Bytes,
     ) {
         let links = lock(&self.0);
-        let plugged = links
-            .inboxes
-            .get(&from)
-            .is_some_and(|inbox| inbox.same_channel(own_inbox));
+        let plugged = links.inboxes.get(&from).is_some_and(|inbox| inbox.same_channel(own_inbox));
         let passes = plugged && !links.cut.contains(&from) && !links.cut.contains(&to);
         if let Some(inbox) = links.inboxes.get(&to).filter(|_| passes) {
             let _ = inbox.try_send((from, bytes));
@@ -105,10 +102,7 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            step_millis: Arc::default(),
-        }
+        Self { began: Instant::now(), step_millis: Arc::default() }
     }
 
     fn step(&self, by_millis: i64) {
@@ -134,10 +128,7 @@ fn settings(host: u8, seeds: &[u8]) -> Settings {
         cluster: "tracemesh".to_owned(),
         node_id: NodeId::from(format!("node-{host}")),
         mesh_address: address(host),
-        seeds: seeds
-            .iter()
-            .map(|seed| address(*seed).to_string())
-            .collect(),
+        seeds: seeds.iter().map(|seed| address(*seed).to_string()).collect(),
         alone_after: Duration::from_secs(10),
         replicas: 1,
         hash_key: HashKey::from_cluster_name("tracemesh"),
@@ -171,18 +162,12 @@ async fn mesh(network: &Network, count: u8) -> Vec<Membership> {
 }
 
 async fn until<T>(watch: &mut watch::Receiver<T>, what: &str, condition: impl FnMut(&T) -> bool) {
-    assert!(
-        timeout(SOON, watch.wait_for(condition)).await.is_ok(),
-        "{what}: not within {SOON:?}"
-    );
+    assert!(timeout(SOON, watch.wait_for(condition)).await.is_ok(), "{what}: not within {SOON:?}");
 }
 
 fn is_view_of(view: &View, hosts: &[u8]) -> bool {
     let expected = hosts.iter().map(|host| format!("node-{host}"));
-    view.members()
-        .iter()
-        .map(|member| member.id.as_str().to_owned())
-        .eq(expected)
+    view.members().iter().map(|member| member.id.as_str().to_owned()).eq(expected)
 }
 
 /// Waits until all these have the same view, of these hosts.
@@ -198,10 +183,7 @@ async fn agree(nodes: &[Membership], hosts: &[u8]) {
         }
     };
     if timeout(SOON, agreed).await.is_err() {
-        let views: Vec<_> = nodes
-            .iter()
-            .map(|node| view(node).members().to_vec())
-            .collect();
+        let views: Vec<_> = nodes.iter().map(|node| view(node).members().to_vec()).collect();
         panic!("no common view of {hosts:?}: {views:#?}");
     }
 }
@@ -215,10 +197,7 @@ fn status(node: &Membership) -> Status {
 }
 
 async fn is_active(node: &Membership) {
-    until(&mut node.state(), "active", |status| {
-        status.state == MemberState::Active
-    })
-    .await;
+    until(&mut node.state(), "active", |status| status.state == MemberState::Active).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -241,11 +220,7 @@ async fn nodes_with_the_same_seeds_that_start_together_find_one_view() {
     let network = Network::default();
     let began = Instant::now();
     let nodes = mesh(&network, 5).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "took {:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(4), "took {:?}", began.elapsed());
     assert!(nodes.iter().all(|node| !status(node).alone));
 }
 
@@ -254,10 +229,7 @@ async fn a_joining_node_holds_nothing_until_it_knows_the_members() {
     let network = Network::default();
     let mut nodes = mesh(&network, 3).await;
     let newcomer = start(&network, settings(4, &[2])).await;
-    until(&mut newcomer.peers(), "three peers", |peers| {
-        peers.len() == 3
-    })
-    .await;
+    until(&mut newcomer.peers(), "three peers", |peers| peers.len() == 3).await;
     assert_eq!(status(&newcomer).state, MemberState::Joining);
     assert!(is_view_of(&view(&nodes[0]), &[1, 2, 3]));
     is_active(&newcomer).await;
@@ -277,16 +249,8 @@ async fn a_leaving_node_changes_its_own_view_first_and_the_others_follow_at_once
     assert!(is_view_of(&view(&nodes[1]), &[1, 3]));
     let began = Instant::now();
     agree(&nodes, &[1, 3]).await;
-    assert!(
-        began.elapsed() < Duration::from_millis(300),
-        "took {:?}",
-        began.elapsed()
-    );
-    assert_eq!(
-        nodes[0].peers().borrow().len(),
-        2,
-        "a leaving node is still a peer"
-    );
+    assert!(began.elapsed() < Duration::from_millis(300), "took {:?}", began.elapsed());
+    assert_eq!(nodes[0].peers().borrow().len(), 2, "a leaving node is still a peer");
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,11 +261,7 @@ async fn when_all_leave_the_leaving_ones_are_the_view() {
         node.leave();
     }
     agree(&nodes, &[1, 2, 3]).await;
-    let states = |view: &View| {
-        view.members()
-            .iter()
-            .all(|m| m.state == MemberState::Leaving)
-    };
+    let states = |view: &View| view.members().iter().all(|m| m.state == MemberState::Leaving);
     assert!(states(&view(&nodes[0])));
 }
 
@@ -315,24 +275,14 @@ async fn a_crashed_node_leaves_the_view_and_a_short_pause_does_not() {
     sleep(Duration::from_millis(500)).await;
     network.heal();
     sleep(Duration::from_secs(5)).await;
-    assert!(
-        nodes.iter().all(|node| view(node).hash() == before),
-        "a short cut moved slots"
-    );
+    assert!(nodes.iter().all(|node| view(node).hash() == before), "a short cut moved slots");
 
     drop(nodes.pop());
     network.unplug(address(3));
     let began = Instant::now();
     agree(&nodes, &[1, 2]).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "took {:?}",
-        began.elapsed()
-    );
-    until(&mut nodes[0].peers(), "the dead are gone", |peers| {
-        peers.len() == 1
-    })
-    .await;
+    assert!(began.elapsed() < Duration::from_secs(4), "took {:?}", began.elapsed());
+    until(&mut nodes[0].peers(), "the dead are gone", |peers| peers.len() == 1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -342,11 +292,7 @@ async fn a_restart_is_a_new_incarnation_although_the_clock_went_back() {
     let (clock, starts) = (Clock::new(), Arc::new(StartsInMemory::default()));
     let third = || {
         let settings = settings(3, &[1, 2]);
-        Settings {
-            wall_clock: clock.wall(),
-            starts: Some(starts.clone()),
-            ..settings
-        }
+        Settings { wall_clock: clock.wall(), starts: Some(starts.clone()), ..settings }
     };
     nodes.push(start(&network, third()).await);
     agree(&nodes, &[1, 2, 3]).await;
@@ -361,11 +307,7 @@ async fn a_restart_is_a_new_incarnation_although_the_clock_went_back() {
     assert!(view(&nodes[0]).members()[2].incarnation > old);
     assert_ne!(view(&nodes[0]).hash(), before.hash());
     let holders = nodes[0].placement().borrow().holders(Slot(1));
-    assert_eq!(
-        Placement::new(before).holders(Slot(1)),
-        holders,
-        "the placement is the same"
-    );
+    assert_eq!(Placement::new(before).holders(Slot(1)), holders, "the placement is the same");
 }
 
 #[tokio::test(start_paused = true)]
@@ -376,15 +318,9 @@ async fn a_node_that_lost_its_record_and_its_clock_starts_above_its_former_self(
     drop(nodes.pop());
     let clock = Clock::new();
     clock.step(-5_000_000);
-    let restarted = Settings {
-        wall_clock: clock.wall(),
-        ..settings(3, &[1, 2])
-    };
+    let restarted = Settings { wall_clock: clock.wall(), ..settings(3, &[1, 2]) };
     nodes.push(start(&network, restarted).await);
-    until(&mut nodes[2].state(), "above", |status| {
-        status.incarnation > old
-    })
-    .await;
+    until(&mut nodes[2].state(), "above", |status| status.incarnation > old).await;
     agree(&nodes, &[1, 2, 3]).await;
     assert!(view(&nodes[0]).members()[2].incarnation > old);
 }
@@ -401,27 +337,13 @@ async fn a_second_node_with_the_same_id_ends_and_the_first_one_is_not_disturbed(
         let clock = Clock::new();
         clock.step(step);
         let clone = settings(3, &[1]);
-        let clone = Settings {
-            mesh_address: address(9),
-            wall_clock: clock.wall(),
-            ..clone
-        };
+        let clone = Settings { mesh_address: address(9), wall_clock: clock.wall(), ..clone };
         let clone = start(&network, clone).await;
-        let ended = timeout(SOON, clone.ended())
-            .await
-            .expect("the newcomer ends");
-        assert_eq!(
-            ended,
-            Ended::IdInUse {
-                address: address(3)
-            }
-        );
+        let ended = timeout(SOON, clone.ended()).await.expect("the newcomer ends");
+        assert_eq!(ended, Ended::IdInUse { address: address(3) });
         assert_eq!(status(&clone).state, MemberState::Joining);
         sleep(Duration::from_secs(20)).await;
-        assert!(
-            !changes.has_changed().unwrap(),
-            "the view changed for a node that was refused"
-        );
+        assert!(!changes.has_changed().unwrap(), "the view changed for a node that was refused");
         assert!(nodes.iter().all(|node| view(node).hash() == before));
         assert_eq!(status(&nodes[2]).refused, None);
     }
@@ -432,22 +354,11 @@ async fn a_joiner_that_disagrees_ends_with_both_values() {
     let network = Network::default();
     let nodes = mesh(&network, 3).await;
     let before = view(&nodes[0]).hash();
-    let odd = Settings {
-        replicas: 0,
-        ..settings(4, &[1])
-    };
+    let odd = Settings { replicas: 0, ..settings(4, &[1]) };
     let odd = start(&network, odd).await;
     let ended = timeout(SOON, odd.ended()).await.expect("the joiner ends");
-    let Ended::Disagrees {
-        key, mine, theirs, ..
-    } = ended
-    else {
-        panic!("{ended:?}")
-    };
-    assert_eq!(
-        (key, mine.as_str(), theirs.as_str()),
-        ("cluster.replicas", "0", "1")
-    );
+    let Ended::Disagrees { key, mine, theirs, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!((key, mine.as_str(), theirs.as_str()), ("cluster.replicas", "0", "1"));
     sleep(Duration::from_secs(10)).await;
     assert!(nodes.iter().all(|node| view(node).hash() == before));
     assert!(nodes.iter().all(|node| status(node).refused.is_none()));
@@ -488,10 +399,7 @@ async fn garbage_and_forged_gossip_change_nothing() {
     for bytes in garbage {
         network.forge(stranger, address(1), bytes);
     }
-    let ids = [
-        ("node-2".to_owned(), u64::MAX, address(2)),
-        ("ghost".to_owned(), 1, stranger),
-    ];
+    let ids = [("node-2".to_owned(), u64::MAX, address(2)), ("ghost".to_owned(), 1, stranger)];
     network.forge(stranger, address(1), opening(&ids));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(nodes[0].gossip_refused(), count);
@@ -507,10 +415,7 @@ async fn gossip_that_was_killed_is_started_again_as_a_new_incarnation() {
     // Each is small enough to be read; together they leave no room in gossip's own messages.
     network.forge(address(2), address(1), opening(&invented("one", 1_000)));
     network.forge(address(2), address(1), opening(&invented("two", 1_000)));
-    until(&mut nodes[0].state(), "restarted", |status| {
-        status.incarnation > before
-    })
-    .await;
+    until(&mut nodes[0].state(), "restarted", |status| status.incarnation > before).await;
     assert_eq!(status(&nodes[0]).state, MemberState::Active);
     agree(&nodes, &[1, 2, 3]).await;
     sleep(Duration::from_secs(5)).await;
@@ -522,10 +427,7 @@ async fn a_stand_still_is_a_new_epoch_before_anything_else() {
     let network = Network::default();
     let mut nodes = mesh(&network, 2).await;
     let clock = Clock::new();
-    let third = Settings {
-        wall_clock: clock.wall(),
-        ..settings(3, &[1])
-    };
+    let third = Settings { wall_clock: clock.wall(), ..settings(3, &[1]) };
     nodes.push(start(&network, third).await);
     agree(&nodes, &[1, 2, 3]).await;
     assert!(!nodes[2].stood_still());
@@ -535,17 +437,11 @@ async fn a_stand_still_is_a_new_epoch_before_anything_else() {
         clock.step(step);
         assert!(nodes[2].stood_still());
         assert_eq!(status(&nodes[2]).incarnation.epoch, epoch + 1);
-        assert_eq!(
-            view(&nodes[2]).members()[2].incarnation,
-            status(&nodes[2]).incarnation
-        );
+        assert_eq!(view(&nodes[2]).members()[2].incarnation, status(&nodes[2]).incarnation);
         assert!(!nodes[2].stood_still(), "it is noticed once");
     }
     agree(&nodes, &[1, 2, 3]).await;
-    assert_eq!(
-        view(&nodes[0]).members()[2].incarnation.generation,
-        before.generation
-    );
+    assert_eq!(view(&nodes[0]).members()[2].incarnation.generation, before.generation);
 }
 
 #[tokio::test(start_paused = true)]
@@ -557,10 +453,7 @@ async fn a_loop_that_stood_still_raises_the_epoch_and_keeps_its_peers() {
     let mut changes = node.peers();
     // Nothing of this process runs meanwhile: the other nodes stand still as well.
     tokio::time::advance(Duration::from_secs(5)).await;
-    until(&mut node.state(), "an epoch", |status| {
-        status.incarnation.epoch == 1
-    })
-    .await;
+    until(&mut node.state(), "an epoch", |status| status.incarnation.epoch == 1).await;
     for _ in 0..50 {
         sleep(Duration::from_millis(100)).await;
         assert_eq!(changes.borrow_and_update().len(), 2);
@@ -574,10 +467,7 @@ async fn a_node_cut_off_from_all_others_at_once_doubts_itself_first() {
     sleep(Duration::from_secs(20)).await;
     network.cut(address(1));
     agree(&nodes[1..], &[2, 3, 4, 5]).await;
-    assert!(
-        view(&nodes[0]).members().len() >= 3,
-        "it believed most others dead"
-    );
+    assert!(view(&nodes[0]).members().len() >= 3, "it believed most others dead");
     sleep(Duration::from_secs(10)).await;
     assert!(is_view_of(&view(&nodes[0]), &[1]));
     assert!(status(&nodes[0]).alone);
@@ -590,11 +480,7 @@ async fn what_a_node_publishes_reaches_the_others() {
     let network = Network::default();
     let nodes = mesh(&network, 2).await;
     let settled = view(&nodes[0]).hash();
-    let update = Update {
-        fill: Some(420),
-        settled: Some(settled),
-        ..Update::default()
-    };
+    let update = Update { fill: Some(420), settled: Some(settled), ..Update::default() };
     nodes[0].publish(update);
     let name = NodeId::from("node-1");
     until(&mut nodes[1].peers(), "figures", |peers| {
@@ -642,10 +528,7 @@ async fn a_carrier_that_takes_nothing_holds_nobody_up() {
 async fn a_node_that_keeps_crashing_waits_before_it_joins_and_an_orderly_one_does_not() {
     let network = Network::default();
     let starts = Arc::new(StartsInMemory::default());
-    let again = || Settings {
-        starts: Some(starts.clone()),
-        ..settings(1, &[])
-    };
+    let again = || Settings { starts: Some(starts.clone()), ..settings(1, &[]) };
     let mut waits = Vec::new();
     for _ in 0..5 {
         let began = Instant::now();
@@ -671,11 +554,7 @@ async fn a_refused_node_counts_as_crashed() {
     let network = Network::default();
     let _nodes = mesh(&network, 2).await;
     let starts = Arc::new(StartsInMemory::default());
-    let odd = Settings {
-        replicas: 0,
-        starts: Some(starts.clone()),
-        ..settings(3, &[1])
-    };
+    let odd = Settings { replicas: 0, starts: Some(starts.clone()), ..settings(3, &[1]) };
     let odd = start(&network, odd).await;
     let _ = timeout(SOON, odd.ended()).await.expect("the joiner ends");
     odd.shutdown().await;
@@ -685,30 +564,12 @@ async fn a_refused_node_counts_as_crashed() {
 #[tokio::test(start_paused = true)]
 async fn settings_that_gossip_cannot_carry_are_refused() {
     let refused = [
-        Settings {
-            node_id: "".into(),
-            ..settings(1, &[])
-        },
-        Settings {
-            node_id: "x".repeat(254).into(),
-            ..settings(1, &[])
-        },
-        Settings {
-            zone: "x".repeat(257),
-            ..settings(1, &[])
-        },
-        Settings {
-            cluster: String::new(),
-            ..settings(1, &[])
-        },
-        Settings {
-            mesh_address: "0.0.0.0:4319".parse().unwrap(),
-            ..settings(1, &[])
-        },
-        Settings {
-            mesh_address: "10.0.0.1:0".parse().unwrap(),
-            ..settings(1, &[])
-        },
+        Settings { node_id: "".into(), ..settings(1, &[]) },
+        Settings { node_id: "x".repeat(254).into(), ..settings(1, &[]) },
+        Settings { zone: "x".repeat(257), ..settings(1, &[]) },
+        Settings { cluster: String::new(), ..settings(1, &[]) },
+        Settings { mesh_address: "0.0.0.0:4319".parse().unwrap(), ..settings(1, &[]) },
+        Settings { mesh_address: "10.0.0.1:0".parse().unwrap(), ..settings(1, &[]) },
     ];
     for settings in refused {
         let carrier = Network::default().plug(address(1));

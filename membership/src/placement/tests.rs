@@ -19,9 +19,7 @@ fn member(id: &str, zone: &str, weight: f64) -> ViewMember {
 }
 
 fn equal_members(count: usize) -> Vec<ViewMember> {
-    (0..count)
-        .map(|number| member(&format!("node-{number}"), "", 1.0))
-        .collect()
+    (0..count).map(|number| member(&format!("node-{number}"), "", 1.0)).collect()
 }
 
 fn place(members: &[ViewMember]) -> Placement {
@@ -36,10 +34,7 @@ struct Rows {
 
 fn rows(members: &[ViewMember]) -> Rows {
     let view = View::new(members.iter().cloned());
-    Rows {
-        contenders: Contenders::new(&view),
-        view,
-    }
+    Rows { contenders: Contenders::new(&view), view }
 }
 
 fn row(rows: &Rows, slot: u16) -> Option<Holders> {
@@ -70,11 +65,7 @@ fn members() -> impl Strategy<Value = Vec<ViewMember>> {
             ids.iter()
                 .zip(details)
                 .map(|(id, (zone, weight))| {
-                    let zone = if zones {
-                        format!("zone-{zone}")
-                    } else {
-                        String::new()
-                    };
+                    let zone = if zones { format!("zone-{zone}") } else { String::new() };
                     member(id, &zone, if weights { weight } else { 1.0 })
                 })
                 .collect()
@@ -257,10 +248,7 @@ fn an_empty_view_has_no_holders() {
 #[test]
 fn one_member_owns_everything_and_has_no_replica() {
     let placement = place(&equal_members(1));
-    let expected = Holders {
-        owner: 0,
-        replica: None,
-    };
+    let expected = Holders { owner: 0, replica: None };
     assert!((0..=u16::MAX).all(|slot| placement.holders(Slot(slot)) == Some(expected)));
     assert_eq!(placement.share(0), (SLOT_COUNT, 0));
     assert!(expected.contain(0) && !expected.contain(1));
@@ -283,44 +271,24 @@ fn slots_spread_evenly_over_equal_members() {
     for (count, most) in [(3, 1.015), (10, 1.035), (50, 1.09), (200, 1.20)] {
         let placement = place(&equal_members(count));
         let mean = f64::from(SLOT_COUNT) / count as f64;
-        let owned = (0..count)
-            .map(|index| placement.share(index as u16).0)
-            .max()
-            .unwrap();
-        let held = (0..count)
-            .map(|index| placement.share(index as u16))
-            .map(|s| s.0 + s.1)
-            .max();
-        let (owned, held) = (
-            f64::from(owned) / mean,
-            f64::from(held.unwrap()) / mean / 2.0,
-        );
-        assert!(
-            owned < most,
-            "{count} members: the greatest share is {owned} of the mean"
-        );
-        assert!(
-            held < most,
-            "{count} members: the greatest held share is {held} of the mean"
-        );
+        let owned = (0..count).map(|index| placement.share(index as u16).0).max().unwrap();
+        let held = (0..count).map(|index| placement.share(index as u16)).map(|s| s.0 + s.1).max();
+        let (owned, held) = (f64::from(owned) / mean, f64::from(held.unwrap()) / mean / 2.0);
+        assert!(owned < most, "{count} members: the greatest share is {owned} of the mean");
+        assert!(held < most, "{count} members: the greatest held share is {held} of the mean");
     }
 }
 
 #[test]
 fn slots_spread_in_proportion_to_weights() {
     let weights = [1.0, 2.0, 4.0, 0.5];
-    let members: Vec<_> = (0..)
-        .zip(weights)
-        .map(|(n, w)| member(&format!("n{n}"), "", w))
-        .collect();
+    let members: Vec<_> =
+        (0..).zip(weights).map(|(n, w)| member(&format!("n{n}"), "", w)).collect();
     let placement = place(&members);
     for (index, weight) in (0..).zip(weights) {
         let expected = f64::from(SLOT_COUNT) * weight / 7.5;
         let owned = f64::from(placement.share(index).0);
-        assert!(
-            (owned / expected - 1.0).abs() < 0.05,
-            "weight {weight}: {owned} for {expected}"
-        );
+        assert!((owned / expected - 1.0).abs() < 0.05, "weight {weight}: {owned} for {expected}");
     }
 }
 
@@ -336,10 +304,7 @@ fn replicas_of_one_owner_spread_over_all_others() {
     }
     assert_eq!(replicas[2], 0);
     let others = [replicas[0], replicas[1], replicas[3], replicas[4]];
-    assert!(
-        others.iter().all(|count| (3_000..3_550).contains(count)),
-        "{others:?}"
-    );
+    assert!(others.iter().all(|count| (3_000..3_550).contains(count)), "{others:?}");
 }
 
 #[test]
@@ -350,10 +315,7 @@ fn a_join_moves_its_share_to_the_newcomer_and_nothing_else() {
         .filter(|slot| names(&before, *slot).unwrap().0 != names(&after, *slot).unwrap().0)
         .inspect(|slot| assert_eq!(names(&after, *slot).unwrap().0.as_str(), "node-9"))
         .count();
-    assert!(
-        (6_200..6_900).contains(&moved),
-        "{moved} slots moved, 6,554 is a tenth"
-    );
+    assert!((6_200..6_900).contains(&moved), "{moved} slots moved, 6,554 is a tenth");
 }
 
 /// Another digest means that a node of this build and one of an older release place traces
@@ -379,8 +341,5 @@ fn the_digest_of_a_known_table_never_changes() {
         .map(|(number, (zone, weight))| member(&format!("node-{number}"), zone, weight))
         .collect();
     let digests = (digest(&equal_members(7)), digest(&mixed));
-    assert_eq!(
-        digests,
-        (8_934_359_326_837_130_652, 2_067_957_809_796_264_203)
-    );
+    assert_eq!(digests, (8_934_359_326_837_130_652, 2_067_957_809_796_264_203));
 }

@@ -5,9 +5,7 @@
 //! number changed, and is ignored by the shard.
 
 use super::{Held, Input, PartReply, QUESTIONS_BYTES_MAX};
-use crate::frame::{
-    self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds,
-};
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::{
@@ -16,14 +14,15 @@ use crate::metrics::{
 use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
 use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
 use crate::spans::TraceId;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::coop::unconstrained;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +65,7 @@ impl Turn {
                 biased;
                 () = stop.cancelled() => return,
                 () = mesh.changed() => self.on_mesh(),
-                Some(event) = waiting.next() => self.on_event(event),
+                Some(event) = next(&mut waiting) => self.on_event(event),
                 input = inputs.recv() => match input {
                     Some(input) => self.on_inputs(input, &mut inputs),
                     None => return,
@@ -103,11 +102,12 @@ impl Turn {
         match input {
             Input::Hold { cut, traces, named, part, reply } => {
                 self.shard.on_hold(now, &cut, &traces, part);
-                let said = named.iter().filter_map(|(id, named)| {
-                    self.shard.on_names(now, *id, named)
-                });
+                let said =
+                    named.iter().filter_map(|(id, named)| self.shard.on_names(now, *id, named));
                 let traces = said.collect();
                 let view_hash = self.shard.view_hash();
+                // Before the answer, so that nobody who was answered finds the node empty.
+                self.publish_held();
                 // Whoever asked may have gone away; what is stored stays.
                 let _ = reply.send(PartReply { view_hash, traces });
             }
@@ -180,7 +180,7 @@ impl Turn {
                         Ok(Outcome::Acknowledged) => Answer::Acknowledged,
                         Ok(Outcome::Refused) => Answer::Refused,
                         Ok(Outcome::Again { after }) => Answer::Again { after },
-                        Err(_) => Answer::Unanswered,
+                        Ok(Outcome::Unanswered) | Err(_) => Answer::Unanswered,
                     },
                 };
                 Event::Answered { trace_id, number, sink, answer }
@@ -267,13 +267,17 @@ impl Turn {
     }
 
     fn publish(&mut self) {
+        self.publish_held();
+        count(&self.metrics, &self.shard.take_tally());
+    }
+
+    fn publish_held(&self) {
         self.memory.set_shard(self.number, self.shard.bytes());
         let held = &self.held[self.number];
         for (gauge, spans) in held.spans.iter().zip(self.shard.held()) {
             gauge.store(spans, Relaxed);
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
-        count(&self.metrics, &self.shard.take_tally());
     }
 }
 
@@ -322,7 +326,13 @@ fn label(verdict: Verdict) -> metrics::Verdict {
     }
 }
 
+/// The next event. Outside tokio's budget of a turn: once that is used up, every future that is
+/// ready would be put off, and polled again, one by one.
+async fn next(waiting: &mut Waiting) -> Option<Event> {
+    unconstrained(waiting.next()).await
+}
+
 /// An event that is there already.
 fn ready(waiting: &mut Waiting) -> Option<Event> {
-    futures_util::FutureExt::now_or_never(waiting.next()).flatten()
+    next(waiting).now_or_never().flatten()
 }

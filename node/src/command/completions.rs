@@ -21,12 +21,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, output: &mut dyn Write) -> anyhow::Result<Exit> {
     // The generator panics when it cannot write, so it writes to memory.
     let mut script = Vec::new();
-    clap_complete::generate(
-        arguments.shell,
-        &mut CommandLine::command(),
-        "tracemesh",
-        &mut script,
-    );
+    clap_complete::generate(arguments.shell, &mut CommandLine::command(), "tracemesh", &mut script);
     output.write_all(&script)?;
     Ok(Exit::Done)
 }
@@ -37,13 +32,7 @@ mod tests {
 
     #[test]
     fn every_shell_learns_the_subcommands() {
-        for shell in [
-            Shell::Bash,
-            Shell::Zsh,
-            Shell::Fish,
-            Shell::PowerShell,
-            Shell::Elvish,
-        ] {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell, Shell::Elvish] {
             let mut output = Vec::new();
             run(&Arguments { shell }, &mut output).unwrap();
             let script = String::from_utf8(output).unwrap();

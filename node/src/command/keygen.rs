@@ -55,11 +55,7 @@ mod tests {
 
     fn printed(after: Option<PathBuf>, seed: u64) -> anyhow::Result<String> {
         let mut output = Vec::new();
-        run(
-            &Arguments { after },
-            &mut StdRng::seed_from_u64(seed),
-            &mut output,
-        )?;
+        run(&Arguments { after }, &mut StdRng::seed_from_u64(seed), &mut output)?;
         Ok(String::from_utf8(output)?)
     }
 
@@ -89,15 +85,9 @@ mod tests {
         let file = directory.path().join("cluster.key");
         let missing = printed(Some(file.clone()), 1).unwrap_err();
         assert!(missing.is::<Misuse>());
-        assert!(
-            missing.to_string().contains("cluster.key: cannot read it"),
-            "{missing}"
-        );
+        assert!(missing.to_string().contains("cluster.key: cannot read it"), "{missing}");
         std::fs::write(&file, "nothing of the kind").unwrap();
         let noise = printed(Some(file), 1).unwrap_err();
-        assert!(
-            noise.is::<Misuse>() && noise.to_string().contains("line 1"),
-            "{noise}"
-        );
+        assert!(noise.is::<Misuse>() && noise.to_string().contains("line 1"), "{noise}");
     }
 }

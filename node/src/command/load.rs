@@ -150,9 +150,7 @@ pub(super) enum Compression {
 }
 
 fn target(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text
-        .parse()
-        .map_err(|error| format!("{error}; expected http://HOST:PORT"))?;
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; expected http://HOST:PORT"))?;
     match (uri.scheme_str(), uri.port_u16(), uri.path()) {
         (Some("http"), Some(_), "" | "/") => Ok(uri),
         _ => Err("expected http://HOST:PORT".to_owned()),
@@ -168,9 +166,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|character: char| !character.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(digits);
     let unit = match unit {
         "ms" => Duration::from_millis(1),
@@ -216,11 +212,7 @@ pub(super) async fn load(arguments: Arguments) -> anyhow::Result<ExitCode> {
     } else {
         write!(output, "{report}")?;
     }
-    Ok(if report.good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Everything that a run needs, with its ports bound, files open and processes found.
@@ -258,23 +250,11 @@ impl Run {
             let follower = Follower::open(path).await?;
             watchers.spawn(follower.follow(Arc::clone(&arrivals)));
         }
-        let processes = arguments
-            .pids
-            .iter()
-            .map(|pid| Meter::start(Process::Id(*pid)));
+        let processes = arguments.pids.iter().map(|pid| Meter::start(Process::Id(*pid)));
         let processes = processes.collect::<anyhow::Result<_>>()?;
         let own = Meter::start(Process::Own)?;
         let sender = sender_of(&arguments, plan, seed);
-        Ok(Self {
-            sender,
-            arrivals,
-            watchers,
-            address,
-            processes,
-            own,
-            arguments,
-            seed,
-        })
+        Ok(Self { sender, arrivals, watchers, address, processes, own, arguments, seed })
     }
 
     /// Sends, waits for what comes out, and says what was found.
@@ -293,10 +273,7 @@ impl Run {
                 }
                 () = settle(&self.arrivals, &self.arguments) => {}
             }
-            Some(
-                self.arrivals
-                    .with(|ledger| ledger.findings(tally.trace_count)),
-            )
+            Some(self.arrivals.with(|ledger| ledger.findings(tally.trace_count)))
         };
         let cost = |meter: Meter| meter.cost(tally.spans_acknowledged);
         let allowed = Allowed {
@@ -305,14 +282,7 @@ impl Run {
         };
         let processes = self.processes.into_iter().map(cost).collect();
         let own = cost(self.own);
-        Ok(Report::new(
-            self.seed,
-            &tally,
-            verification,
-            allowed,
-            processes,
-            own,
-        ))
+        Ok(Report::new(self.seed, &tally, verification, allowed, processes, own))
     }
 }
 
@@ -374,10 +344,7 @@ fn sender_of(arguments: &Arguments, plan: Plan, seed: u64) -> Sender {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a load generator is a client, never simulated"
-)]
+#[expect(clippy::disallowed_methods, reason = "a load generator is a client, never simulated")]
 fn nanoseconds_since_1970() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.unwrap_or_default().as_nanos() as u64

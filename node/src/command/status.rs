@@ -60,24 +60,15 @@ pub(super) async fn run(arguments: &Arguments, output: &mut dyn Write) -> anyhow
 
 async fn fetch(node: &http::Uri) -> anyhow::Result<Bytes> {
     let answer = timeout(ANSWER_TIME_MAX, request(node)).await;
-    answer
-        .map_err(anyhow::Error::from)
-        .flatten()
-        .with_context(|| format!("cannot ask {node}"))
+    answer.map_err(anyhow::Error::from).flatten().with_context(|| format!("cannot ask {node}"))
 }
 
 async fn request(node: &http::Uri) -> anyhow::Result<Bytes> {
     let uri = format!("{}/api/v1/status", node.to_string().trim_end_matches('/'));
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let response = client.get(uri.parse()?).await?;
-    ensure!(
-        response.status().is_success(),
-        "the answer is {}",
-        response.status()
-    );
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await;
+    ensure!(response.status().is_success(), "the answer is {}", response.status());
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     Ok(body.map_err(anyhow::Error::from_boxed)?.to_bytes())
 }
 
@@ -94,19 +85,9 @@ fn report(status: &Status, before: &BTreeMap<String, u64>, elapsed: Duration) ->
         names => format!(", degraded: {}", names.join(", ")),
     };
     let lines = [
-        (
-            "node",
-            format!(
-                "{} ({}, {readiness}{degraded})",
-                status.id,
-                name(status.state)
-            ),
-        ),
+        ("node", format!("{} ({}, {readiness}{degraded})", status.id, name(status.state))),
         ("cluster", status.cluster.clone()),
-        (
-            "view",
-            format!("{} members, hash {}", status.view.members, status.view.hash),
-        ),
+        ("view", format!("{} members, hash {}", status.view.members, status.view.hash)),
         ("traces held", status.traces_held.to_string()),
         (
             "spans held",
@@ -135,36 +116,20 @@ fn report(status: &Status, before: &BTreeMap<String, u64>, elapsed: Duration) ->
 }
 
 fn members(members: &[Member]) -> Vec<Vec<String>> {
-    let header = [
-        "member",
-        "state",
-        "incarnation",
-        "mesh",
-        "zone",
-        "owns",
-        "replica of",
-        "full",
-    ];
+    let header = ["member", "state", "incarnation", "mesh", "zone", "owns", "replica of", "full"];
     let row = |member: &Member| {
         vec![
             member.id.clone(),
             name(member.state).to_owned(),
             format!("{}.{}", member.generation, member.epoch),
             member.mesh_address.clone(),
-            if member.zone.is_empty() {
-                "-".to_owned()
-            } else {
-                member.zone.clone()
-            },
+            if member.zone.is_empty() { "-".to_owned() } else { member.zone.clone() },
             member.owned_slots.to_string(),
             member.replica_slots.to_string(),
             format!("{}%", member.fill_percent),
         ]
     };
-    [header.map(str::to_owned).to_vec()]
-        .into_iter()
-        .chain(members.iter().map(row))
-        .collect()
+    [header.map(str::to_owned).to_vec()].into_iter().chain(members.iter().map(row)).collect()
 }
 
 /// Every counter that has ever moved. One that went back is that of a new process.
@@ -188,17 +153,11 @@ fn table(rows: Vec<Vec<String>>) -> String {
     let column_count = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..column_count).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         let line = cells.collect::<Vec<_>>().join("  ");
         format!("{}\n", line.trim_end())
     };
@@ -249,19 +208,12 @@ mod tests {
             state: State::Active,
             ready: true,
             degraded: vec!["alone".to_owned()],
-            view: View {
-                hash: "00ff".to_owned(),
-                members: 2,
-            },
+            view: View { hash: "00ff".to_owned(), members: 2 },
             members: vec![
                 member("a", State::Active, "rack 7"),
                 member("longer-name", State::Leaving, ""),
             ],
-            spans_held: SpansHeld {
-                owner: 1,
-                replica: 2,
-                stand_in: 3,
-            },
+            spans_held: SpansHeld { owner: 1, replica: 2, stand_in: 3 },
             traces_held: 4,
             memory_bytes: 3 << 19,
             memory_budget_bytes: 4 << 30,
@@ -303,9 +255,7 @@ spans_exported_total  5      0
     /// A console that answers with `code` and `body`, until the tasks are dropped.
     async fn console(tasks: &mut JoinSet<()>, code: StatusCode, body: String) -> Arguments {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let node = format!("http://{}/", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let node = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let router = Router::new().route("/api/v1/status", get(async move || (code, body)));
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Arguments { node, json: true }
@@ -328,10 +278,7 @@ spans_exported_total  5      0
         let mut tasks = JoinSet::new();
         let mut arguments = console(&mut tasks, StatusCode::NOT_FOUND, String::new()).await;
         let error = format!("{:#}", run(&arguments, &mut Vec::new()).await.unwrap_err());
-        assert!(
-            error.contains(&arguments.node.to_string()) && error.contains("404"),
-            "{error}"
-        );
+        assert!(error.contains(&arguments.node.to_string()) && error.contains("404"), "{error}");
 
         let endless = "x".repeat(ANSWER_BYTES_MAX + 1);
         arguments = console(&mut tasks, StatusCode::OK, endless).await;
@@ -346,14 +293,8 @@ spans_exported_total  5      0
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let node = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let arguments = Arguments {
-            node: node.parse().unwrap(),
-            json: true,
-        };
+        let arguments = Arguments { node: node.parse().unwrap(), json: true };
         let error = run(&arguments, &mut Vec::new()).await.unwrap_err();
-        assert!(
-            error.to_string().starts_with(&format!("cannot ask {node}")),
-            "{error:#}"
-        );
+        assert!(error.to_string().starts_with(&format!("cannot ask {node}")), "{error:#}");
     }
 }

@@ -44,50 +44,27 @@ impl Flags {
     pub(super) fn nodes(&self) -> Vec<(&'static str, Node)> {
         let mut nodes = Vec::new();
         if let Some(base) = self.base_port {
-            let listeners = [
-                "listen.grpc",
-                "listen.http",
-                "listen.mesh",
-                "listen.console",
-            ];
+            let listeners = ["listen.grpc", "listen.http", "listen.mesh", "listen.console"];
             for (path, offset) in listeners.into_iter().zip(0..) {
                 let port = if base == 0 { 0 } else { base + offset };
-                nodes.push((
-                    path,
-                    Node::text(Origin::Flag("--base-port"), format!(":{port}")),
-                ));
+                nodes.push((path, Node::text(Origin::Flag("--base-port"), format!(":{port}"))));
             }
         }
         let texts = [
             ("--bind", "node.bind", &self.bind),
             ("--node-id", "node.id", &self.node_id),
-            (
-                "--cluster-key-file",
-                "cluster.key_file",
-                &self.cluster_key_file,
-            ),
+            ("--cluster-key-file", "cluster.key_file", &self.cluster_key_file),
             ("--data-dir", "node.data_dir", &self.data_dir),
         ];
         for (flag, path, text) in texts {
-            nodes.extend(
-                text.iter()
-                    .map(|text| (path, Node::text(Origin::Flag(flag), text))),
-            );
+            nodes.extend(text.iter().map(|text| (path, Node::text(Origin::Flag(flag), text))));
         }
-        let lists = [
-            ("--seed", "cluster.seeds", &self.seed),
-            ("--sink", "sinks", &self.sink),
-        ];
+        let lists = [("--seed", "cluster.seeds", &self.seed), ("--sink", "sinks", &self.sink)];
         for (flag, path, texts) in lists {
-            let items: Vec<_> = texts
-                .iter()
-                .map(|text| Node::text(Origin::Flag(flag), text))
-                .collect();
+            let items: Vec<_> =
+                texts.iter().map(|text| Node::text(Origin::Flag(flag), text)).collect();
             if !items.is_empty() {
-                let node = Node {
-                    origin: Origin::Flag(flag),
-                    content: Content::List(items),
-                };
+                let node = Node { origin: Origin::Flag(flag), content: Content::List(items) };
                 nodes.push((path, node));
             }
         }

@@ -29,10 +29,7 @@ impl Values {
 
     /// Sets a value that nobody typed.
     pub(super) fn set_default(&mut self, path: &'static str, value: Value) {
-        self.0.entry(path).or_insert(Given {
-            origin: Origin::Default,
-            value,
-        });
+        self.0.entry(path).or_insert(Given { origin: Origin::Default, value });
     }
 
     pub(super) fn get(&self, path: &str) -> Option<&Given> {
@@ -41,14 +38,12 @@ impl Values {
 
     /// Where a value was typed; the default for those that nobody typed.
     pub(super) fn origin(&self, path: &str) -> Origin {
-        self.get(path)
-            .map_or(Origin::Default, |given| given.origin.clone())
+        self.get(path).map_or(Origin::Default, |given| given.origin.clone())
     }
 
     /// A value as a person would type it.
     pub(super) fn typed(&self, path: &str) -> String {
-        self.get(path)
-            .map_or_else(String::new, |given| given.value.to_string())
+        self.get(path).map_or_else(String::new, |given| given.value.to_string())
     }
 
     /// A name, text, path, URL or choice.
@@ -152,10 +147,7 @@ impl Values {
             Some(value) => std::slice::from_ref(value),
             None => &[],
         };
-        items
-            .iter()
-            .map(|value| present(path, read(value)))
-            .collect()
+        items.iter().map(|value| present(path, read(value))).collect()
     }
 }
 

@@ -28,13 +28,7 @@ const fn key(
     default: Option<&'static str>,
     meaning: &'static str,
 ) -> Key {
-    Key {
-        path,
-        kind,
-        default,
-        range: None,
-        meaning,
-    }
+    Key { path, kind, default, range: None, meaning }
 }
 
 impl Key {
@@ -77,12 +71,7 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "This node's certificate and those between it and the authority, PEM.",
     ),
-    key(
-        "cluster.tls.key_file",
-        Kind::Path,
-        None,
-        "The private key of that certificate, PEM.",
-    ),
+    key("cluster.tls.key_file", Kind::Path, None, "The private key of that certificate, PEM."),
     key(
         "cluster.hash_key_file",
         Kind::Path,
@@ -111,12 +100,7 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "Stable over restarts. Default: the host name, HOST-PORT when the mesh port is not 4319.",
     ),
-    key(
-        "node.bind",
-        Kind::Ip,
-        Some("127.0.0.1"),
-        "The IP of every listener that names none.",
-    ),
+    key("node.bind", Kind::Ip, Some("127.0.0.1"), "The IP of every listener that names none."),
     key(
         "node.advertise",
         Kind::Socket,
@@ -130,13 +114,8 @@ pub(super) const KEYS: &[Key] = &[
         Some("./tracemesh-data"),
         "What outlasts a restart, in a directory named by the node's id; locked while in use.",
     ),
-    key(
-        "node.weight",
-        Kind::Number,
-        Some("1"),
-        "Share of the traces, relative to other nodes.",
-    )
-    .between("0.001", "1000"),
+    key("node.weight", Kind::Number, Some("1"), "Share of the traces, relative to other nodes.")
+        .between("0.001", "1000"),
     key(
         "node.zone",
         Kind::Text,
@@ -150,24 +129,14 @@ pub(super) const KEYS: &[Key] = &[
         "Budget from ingest to sink. Default: a quarter of the machine or cgroup, at most 4GiB.",
     )
     .between("16MiB", "1024GiB"),
-    key(
-        "listen.grpc",
-        Kind::List(&Kind::Listener),
-        Some(":4317"),
-        "OTLP over gRPC.",
-    ),
+    key("listen.grpc", Kind::List(&Kind::Listener), Some(":4317"), "OTLP over gRPC."),
     key(
         "listen.http",
         Kind::List(&Kind::Listener),
         Some(":4318"),
         "OTLP over HTTP, protobuf and JSON.",
     ),
-    key(
-        "listen.mesh",
-        Kind::Listener,
-        Some(":4319"),
-        "The mesh, over UDP.",
-    ),
+    key("listen.mesh", Kind::Listener, Some(":4319"), "The mesh, over UDP."),
     key(
         "listen.console",
         Kind::Listener,
@@ -209,13 +178,8 @@ pub(super) const KEYS: &[Key] = &[
         "A trace is decided when it has so many spans.",
     )
     .between("1", "10000000"),
-    key(
-        "traces.bytes_max",
-        Kind::Size,
-        Some("32MiB"),
-        "A trace is decided when it is so large.",
-    )
-    .between("1KiB", "1GiB"),
+    key("traces.bytes_max", Kind::Size, Some("32MiB"), "A trace is decided when it is so large.")
+        .between("1KiB", "1GiB"),
     key(
         "traces.remember.time",
         Kind::Duration,
@@ -236,51 +200,26 @@ pub(super) const KEYS: &[Key] = &[
         "On stop: not ready any more, but still accepting, for so long.",
     )
     .between("0s", "1h"),
-    key(
-        "drain.timeout",
-        Kind::Duration,
-        Some("60s"),
-        "How long a stop may take after that.",
-    )
-    .between("0s", "24h"),
+    key("drain.timeout", Kind::Duration, Some("60s"), "How long a stop may take after that.")
+        .between("0s", "24h"),
     key(
         "sinks.otlp.endpoint",
         Kind::Url,
         Some("http://127.0.0.1:4327"),
         "Where an `otlp` sink sends traces.",
     ),
-    key(
-        "sinks.otlp.protocol",
-        Kind::Choice(&["grpc"]),
-        Some("grpc"),
-        "Its protocol.",
-    ),
+    key("sinks.otlp.protocol", Kind::Choice(&["grpc"]), Some("grpc"), "Its protocol."),
     key(
         "sinks.otlp.compression",
         Kind::Choice(&["zstd", "gzip", "none"]),
         Some("zstd"),
         "How its requests are compressed.",
     ),
-    key(
-        "sinks.otlp.headers",
-        Kind::Texts,
-        None,
-        "Headers that go with each request.",
-    ),
-    key(
-        "sinks.otlp.request_bytes_max",
-        Kind::Size,
-        Some("3MiB"),
-        "Its largest request.",
-    )
-    .between("1KiB", "1GiB"),
-    key(
-        "sinks.otlp.queue",
-        Kind::Size,
-        Some("256MiB"),
-        "Bytes that wait for it.",
-    )
-    .between("1KiB", "1024GiB"),
+    key("sinks.otlp.headers", Kind::Texts, None, "Headers that go with each request."),
+    key("sinks.otlp.request_bytes_max", Kind::Size, Some("3MiB"), "Its largest request.")
+        .between("1KiB", "1GiB"),
+    key("sinks.otlp.queue", Kind::Size, Some("256MiB"), "Bytes that wait for it.")
+        .between("1KiB", "1024GiB"),
     key(
         "sinks.file.path",
         Kind::Path,
@@ -295,12 +234,7 @@ pub(super) const KEYS: &[Key] = &[
         Some("info"),
         "The least severe level that is written.",
     ),
-    key(
-        "log.format",
-        Kind::Choice(&["text", "json"]),
-        Some("text"),
-        "For people or machines.",
-    ),
+    key("log.format", Kind::Choice(&["text", "json"]), Some("text"), "For people or machines."),
 ];
 
 /// Paths, and values of them, that are designed and not built. They are refused by name, so that
@@ -374,21 +308,15 @@ pub(super) fn find(path: &str) -> Found {
     if is_sink || KEYS.iter().any(|key| is_within(key.path, path)) {
         return Found::Section;
     }
-    if NOT_YET
-        .iter()
-        .any(|name| path == *name || is_within(path, name))
-    {
+    if NOT_YET.iter().any(|name| path == *name || is_within(path, name)) {
         return Found::NotYet;
     }
-    Found::Unknown {
-        nearest: nearest(path),
-    }
+    Found::Unknown { nearest: nearest(path) }
 }
 
 /// Whether `path` lies inside of `section`.
 pub(super) fn is_within(path: &str, section: &str) -> bool {
-    path.strip_prefix(section)
-        .is_some_and(|rest| rest.starts_with('.'))
+    path.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The known path with the fewest typing errors: in the whole path, or, for keys that stand in the
@@ -396,16 +324,9 @@ pub(super) fn is_within(path: &str, section: &str) -> bool {
 fn nearest(path: &str) -> Option<&'static str> {
     let last = |path: &'_ str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let wrong = last(path);
-    let misplaced = KEYS.iter().map(|key| {
-        (
-            1 + strsim::damerau_levenshtein(&wrong, &last(key.path)),
-            key.path,
-        )
-    });
-    let known = KEYS
-        .iter()
-        .flat_map(|key| with_sections(key.path))
-        .chain(["sinks"]);
+    let misplaced =
+        KEYS.iter().map(|key| (1 + strsim::damerau_levenshtein(&wrong, &last(key.path)), key.path));
+    let known = KEYS.iter().flat_map(|key| with_sections(key.path)).chain(["sinks"]);
     let mistyped = known.map(|known| (strsim::damerau_levenshtein(path, known), known));
     let (errors, known) = mistyped.chain(misplaced).min()?;
     (errors <= 1 + wrong.len() / 4).then_some(known)
@@ -413,9 +334,7 @@ fn nearest(path: &str) -> Option<&'static str> {
 
 /// A path and the sections around it.
 fn with_sections(path: &'static str) -> impl Iterator<Item = &'static str> {
-    path.match_indices('.')
-        .map(|(end, _)| &path[..end])
-        .chain([path])
+    path.match_indices('.').map(|(end, _)| &path[..end]).chain([path])
 }
 
 /// The start of every variable that is read.
@@ -435,23 +354,13 @@ pub(super) fn path_of_variable(name: &str) -> Option<String> {
 
 /// The variable that sets a path.
 pub(super) fn variable_of_path(path: &str) -> String {
-    format!(
-        "{VARIABLE_PREFIX}{}",
-        path.replace('.', "__").to_ascii_uppercase()
-    )
+    format!("{VARIABLE_PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
 }
 
 /// The table of all keys, as Markdown.
 pub fn reference_table() -> String {
     let mut table = String::from("| Key | Value | Default | Meaning |\n|---|---|---|---|\n");
-    for Key {
-        path,
-        kind,
-        default,
-        range,
-        meaning,
-    } in KEYS
-    {
+    for Key { path, kind, default, range, meaning } in KEYS {
         let mut value = match kind {
             Kind::Choice(_) => kind.expected(),
             _ => kind.name().to_owned(),

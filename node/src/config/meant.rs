@@ -26,8 +26,8 @@ pub(super) const MESH_PORT: u16 = 4319;
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 
 /// What to do about a listener that is open to others while the mesh is open to all.
-pub(super) const NEEDS_KEY: &str = "without a cluster key or certificates it has to be loopback; print a key \
-    with `tracemesh keygen` and name its file in cluster.key_file";
+pub(super) const NEEDS_KEY: &str = "without a cluster key or certificates it has to be loopback; \
+    print a key with `tracemesh keygen` and name its file in cluster.key_file";
 
 /// Gives values their meaning; what is wrong with them together is added to `errors`.
 pub(super) fn config(
@@ -36,11 +36,7 @@ pub(super) fn config(
     errors: &mut Vec<ConfigError>,
 ) -> Config {
     let Typed { values, sinks } = typed;
-    let mut meaning = Meaning {
-        values,
-        surroundings,
-        errors,
-    };
+    let mut meaning = Meaning { values, surroundings, errors };
     let cluster = meaning.cluster();
     let listen = meaning.listen(&cluster);
     let node = meaning.node(&cluster, &listen);
@@ -51,25 +47,13 @@ pub(super) fn config(
     let sinks = meaning.with_default_files(sinks, listen.mesh.port());
     let effective = effective(&meaning.values, &sinks);
     let sinks = meaning.sinks(&sinks);
-    Config {
-        cluster,
-        node,
-        listen,
-        ingest,
-        traces,
-        drain,
-        sinks,
-        log,
-        effective,
-    }
+    Config { cluster, node, listen, ingest, traces, drain, sinks, log, effective }
 }
 
 /// The values in force, in the order of the table, then the sinks in theirs.
 fn effective(values: &Values, sinks: &[TypedSink]) -> Vec<Effective> {
     let in_order = |values: &Values, section: &str| {
-        let given = KEYS
-            .iter()
-            .filter_map(|key| Some((key.path, values.get(key.path)?)));
+        let given = KEYS.iter().filter_map(|key| Some((key.path, values.get(key.path)?)));
         let effective = given.map(|(path, given)| Effective {
             path: path.replacen("sinks", section, 1),
             value: given.value.to_string(),
@@ -99,11 +83,7 @@ pub(super) struct Meaning<'a> {
 
 impl Meaning<'_> {
     pub(super) fn error(&mut self, origin: Origin, path: &str, problem: Problem) {
-        self.errors.push(ConfigError {
-            origin,
-            path: path.to_owned(),
-            problem,
-        });
+        self.errors.push(ConfigError { origin, path: path.to_owned(), problem });
     }
 
     pub(super) fn conflict(&mut self, path: &str, why: impl Into<String>) {
@@ -125,19 +105,12 @@ impl Meaning<'_> {
             hash_key: self.hash_key(&credentials),
             credentials,
             alone_after: self.values.duration("cluster.alone_after"),
-            replicas: if self.values.count("cluster.replicas") == 0 {
-                0
-            } else {
-                1
-            },
+            replicas: if self.values.count("cluster.replicas") == 0 { 0 } else { 1 },
         };
         if self.is_open(&cluster) {
             let is_other = |seed: &&HostPort| seed.ip().is_some_and(|ip| !is_loopback(ip));
             for seed in cluster.seeds.iter().filter(is_other) {
-                self.conflict(
-                    "cluster.seeds",
-                    format!("{seed} is not loopback; {NEEDS_KEY}"),
-                );
+                self.conflict("cluster.seeds", format!("{seed} is not loopback; {NEEDS_KEY}"));
             }
         }
         cluster
@@ -154,27 +127,17 @@ impl Meaning<'_> {
         if is_open && !is_loopback(bind) {
             self.conflict("node.bind", format!("{bind} is not loopback; {NEEDS_KEY}"));
         }
-        let [grpc, http, mesh, console] = [
-            "listen.grpc",
-            "listen.http",
-            "listen.mesh",
-            "listen.console",
-        ]
-        .map(|path| {
-            let addresses = self.addresses(path, bind);
-            let is_other =
-                |address: &&SocketAddr| address.ip() != bind && !is_loopback(address.ip());
-            for address in addresses.iter().filter(is_other).filter(|_| is_open) {
-                self.conflict(path, format!("{address} is not loopback; {NEEDS_KEY}"));
-            }
-            addresses
-        });
-        let listen = Listen {
-            grpc,
-            http,
-            mesh: mesh[0],
-            console: console[0],
-        };
+        let [grpc, http, mesh, console] =
+            ["listen.grpc", "listen.http", "listen.mesh", "listen.console"].map(|path| {
+                let addresses = self.addresses(path, bind);
+                let is_other =
+                    |address: &&SocketAddr| address.ip() != bind && !is_loopback(address.ip());
+                for address in addresses.iter().filter(is_other).filter(|_| is_open) {
+                    self.conflict(path, format!("{address} is not loopback; {NEEDS_KEY}"));
+                }
+                addresses
+            });
+        let listen = Listen { grpc, http, mesh: mesh[0], console: console[0] };
         self.check_ports(&listen);
         listen
     }
@@ -183,11 +146,7 @@ impl Meaning<'_> {
     fn addresses(&mut self, path: &'static str, bind: IpAddr) -> Vec<SocketAddr> {
         let addresses = self.values.listeners(path, bind);
         let values = addresses.iter().map(|address| Value::Socket(*address));
-        self.values.insert(
-            path,
-            self.values.origin(path),
-            Value::List(values.collect()),
-        );
+        self.values.insert(path, self.values.origin(path), Value::List(values.collect()));
         addresses
     }
 
@@ -209,12 +168,8 @@ impl Meaning<'_> {
 
     fn node(&mut self, cluster: &Cluster, listen: &Listen) -> Node {
         let id = self.node_id(listen.mesh.port());
-        let quarter = self
-            .surroundings
-            .memory_bytes
-            .map_or(MEMORY_BYTES_MAX, |bytes| bytes / 4);
-        self.values
-            .set_default("node.memory", Value::Size(quarter.min(MEMORY_BYTES_MAX)));
+        let quarter = self.surroundings.memory_bytes.map_or(MEMORY_BYTES_MAX, |bytes| bytes / 4);
+        self.values.set_default("node.memory", Value::Size(quarter.min(MEMORY_BYTES_MAX)));
         Node {
             advertise: self.advertise(cluster, listen),
             data_dir: PathBuf::from(self.values.text("node.data_dir")).join(&id),
@@ -244,10 +199,7 @@ impl Meaning<'_> {
         const PATH: &str = "node.advertise";
         let given = self.values.optional_socket(PATH);
         if given.is_some_and(|address| address.ip().is_unspecified() || address.port() == 0) {
-            self.conflict(
-                PATH,
-                "others cannot reach that; expected an address of this machine",
-            );
+            self.conflict(PATH, "others cannot reach that; expected an address of this machine");
         }
         let is_found = !listen.mesh.ip().is_unspecified() || !cluster.seeds.is_empty();
         if given.is_none()
@@ -300,11 +252,7 @@ impl Meaning<'_> {
     }
 
     fn log(&self) -> Log {
-        let level = self
-            .values
-            .text("log.level")
-            .parse()
-            .unwrap_or(tracing::Level::INFO);
+        let level = self.values.text("log.level").parse().unwrap_or(tracing::Level::INFO);
         let format = match self.values.text("log.format") {
             "json" => LogFormat::Json,
             _ => LogFormat::Text,

@@ -16,24 +16,17 @@ use tracemesh_transport::{ClusterKey, Credentials};
 
 impl Meaning<'_> {
     pub(super) fn credentials(&mut self) -> Credentials {
-        const FILES: [&str; 3] = [
-            "cluster.tls.ca_file",
-            "cluster.tls.cert_file",
-            "cluster.tls.key_file",
-        ];
+        const FILES: [&str; 3] =
+            ["cluster.tls.ca_file", "cluster.tls.cert_file", "cluster.tls.key_file"];
         let development = || Credentials::ClusterKey(vec![ClusterKey::development()]);
-        let key_file = self
-            .values
-            .optional_text("cluster.key_file")
-            .map(ToOwned::to_owned);
+        let key_file = self.values.optional_text("cluster.key_file").map(ToOwned::to_owned);
         let files = FILES.map(|path| self.values.optional_text(path).map(PathBuf::from));
         match (key_file, files) {
             (None, [None, None, None]) => development(),
             (Some(file), [None, None, None]) => {
                 let keys = self.text_of("cluster.key_file", &file).and_then(|text| {
                     let keys = ClusterKey::parse_file(&text);
-                    keys.map_err(|error| self.bad_file("cluster.key_file", &file, error))
-                        .ok()
+                    keys.map_err(|error| self.bad_file("cluster.key_file", &file, error)).ok()
                 });
                 keys.map_or_else(development, Credentials::ClusterKey)
             }
@@ -41,11 +34,7 @@ impl Meaning<'_> {
                 self.check_certificates("cluster.tls.ca_file");
                 self.check_certificates("cluster.tls.cert_file");
                 self.check_private_key("cluster.tls.key_file");
-                Credentials::Files {
-                    ca_file,
-                    cert_file,
-                    key_file,
-                }
+                Credentials::Files { ca_file, cert_file, key_file }
             }
             (Some(_), _) => {
                 let why = "stands beside cluster.tls; expected one of them";
@@ -83,15 +72,11 @@ impl Meaning<'_> {
 
     fn text_of(&mut self, path: &str, file: &str) -> Option<String> {
         let text = read_text(file.as_ref());
-        text.map_err(|why| self.bad_file(path, file, format!("cannot read it: {why}")))
-            .ok()
+        text.map_err(|why| self.bad_file(path, file, format!("cannot read it: {why}"))).ok()
     }
 
     fn bad_file(&mut self, path: &str, file: &str, why: impl ToString) {
-        let problem = Problem::File {
-            file: file.to_owned(),
-            why: why.to_string(),
-        };
+        let problem = Problem::File { file: file.to_owned(), why: why.to_string() };
         self.error(self.values.origin(path), path, problem);
     }
 
@@ -104,11 +89,7 @@ impl Meaning<'_> {
             CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         match certificates {
             Ok(certificates) if !certificates.is_empty() => {}
-            Ok(_) => self.bad_file(
-                path,
-                &file,
-                "expected a certificate in PEM, and it holds none",
-            ),
+            Ok(_) => self.bad_file(path, &file, "expected a certificate in PEM, and it holds none"),
             Err(error) => self.bad_file(path, &file, format!("no valid PEM: {error}")),
         }
     }
@@ -119,11 +100,7 @@ impl Meaning<'_> {
             return;
         };
         if PrivateKeyDer::from_pem_slice(text.as_bytes()).is_err() {
-            self.bad_file(
-                path,
-                &file,
-                "expected a private key in PEM, and it holds none",
-            );
+            self.bad_file(path, &file, "expected a private key in PEM, and it holds none");
         }
     }
 }

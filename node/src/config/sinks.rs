@@ -30,8 +30,7 @@ impl Meaning<'_> {
         };
         let mut sinks = sinks.unwrap_or_else(|| vec![file()]);
         for sink in sinks.iter_mut().filter(|sink| sink.kind == SinkKind::File) {
-            sink.values
-                .set_default("sinks.file.path", Value::Text(path.clone()));
+            sink.values.set_default("sinks.file.path", Value::Text(path.clone()));
         }
         sinks
     }
@@ -43,20 +42,18 @@ impl Meaning<'_> {
             self.error(Origin::Default, "sinks", Problem::Conflict(why));
         }
         let mut paths = BTreeSet::new();
-        let sinks = typed
-            .iter()
-            .filter_map(|TypedSink { kind, values, .. }| match kind {
-                SinkKind::Stdout => Some(Sink::Stdout),
-                SinkKind::Otlp => self.otlp(values).map(Sink::Otlp),
-                SinkKind::File => {
-                    let path = values.text("sinks.file.path");
-                    if !paths.insert(path) {
-                        let why = format!("{path:?} is the file of another sink");
-                        self.sink_error(values, "sinks.file.path", Problem::Conflict(why));
-                    }
-                    Some(Sink::File { path: path.into() })
+        let sinks = typed.iter().filter_map(|TypedSink { kind, values, .. }| match kind {
+            SinkKind::Stdout => Some(Sink::Stdout),
+            SinkKind::Otlp => self.otlp(values).map(Sink::Otlp),
+            SinkKind::File => {
+                let path = values.text("sinks.file.path");
+                if !paths.insert(path) {
+                    let why = format!("{path:?} is the file of another sink");
+                    self.sink_error(values, "sinks.file.path", Problem::Conflict(why));
                 }
-            });
+                Some(Sink::File { path: path.into() })
+            }
+        });
         sinks.collect()
     }
 
@@ -85,10 +82,7 @@ impl Meaning<'_> {
         const PATH: &str = "sinks.otlp.headers";
         let mut headers = Vec::new();
         for (name, value) in values.texts(PATH) {
-            let header = name
-                .parse::<http::HeaderName>()
-                .ok()
-                .zip(value.parse().ok());
+            let header = name.parse::<http::HeaderName>().ok().zip(value.parse().ok());
             let Some((header, mut value)): Option<(_, http::HeaderValue)> = header else {
                 let why = format!("{name:?} or its value has characters that no header may have");
                 self.sink_error(values, PATH, Problem::Conflict(why));

@@ -22,10 +22,7 @@ impl Surroundings {
     /// Those of this process. Bytes that are no UTF-8 are replaced.
     pub fn of_this_process() -> Self {
         let variables = std::env::vars_os().map(|(name, value)| {
-            (
-                name.to_string_lossy().into_owned(),
-                value.to_string_lossy().into_owned(),
-            )
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         });
         Self {
             variables: variables.collect(),
@@ -45,10 +42,7 @@ fn memory_bytes(root: &Path) -> Option<u64> {
     let first = limit(&root.join("sys/fs/cgroup/memory/memory.limit_in_bytes"));
     // Version 2: each group from this process's own up to the root may have a limit.
     let groups = read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let group = groups
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let second = Path::new(group)
         .ancestors()
         .filter_map(|group| limit(&root.join("sys/fs/cgroup").join(group).join("memory.max")));
@@ -57,15 +51,8 @@ fn memory_bytes(root: &Path) -> Option<u64> {
 
 /// The format is that of proc(5): `MemTotal:  16314592 kB`.
 fn total_of_meminfo(text: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim()
-        .strip_suffix(" kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -94,9 +81,6 @@ mod tests {
         assert_eq!(memory_of(&[machine, own, unlimited]), Some(16_384_000));
         assert_eq!(memory_of(&[machine, own, unlimited, pod]), Some(9_000_000));
         assert_eq!(memory_of(&[machine, own, pod, first]), Some(8_000_000));
-        assert_eq!(
-            memory_of(&[("proc/meminfo", "MemTotal: lots\n"), pod]),
-            None
-        );
+        assert_eq!(memory_of(&[("proc/meminfo", "MemTotal: lots\n"), pod]), None);
     }
 }

@@ -36,25 +36,15 @@ pub(super) fn read(
     flags: &Flags,
     errors: &mut Vec<ConfigError>,
 ) -> Typed {
-    let mut typed = Typed {
-        values: defaults(|path| !path.starts_with("sinks.")),
-        sinks: None,
-    };
+    let mut typed = Typed { values: defaults(|path| !path.starts_with("sinks.")), sinks: None };
     let mut reader = Reader { variables, errors };
     match file {
-        Some(Node {
-            content: Content::Map(entries),
-            ..
-        }) => {
+        Some(Node { content: Content::Map(entries), .. }) => {
             for (path, Entry { origin, node, .. }) in reader.nested("", entries) {
                 reader.entry(&mut typed, &path, origin, node);
             }
         }
-        None
-        | Some(Node {
-            content: Content::Nothing,
-            ..
-        }) => {}
+        None | Some(Node { content: Content::Nothing, .. }) => {}
         Some(root) => reader.bad_shape("", root, "mapping of keys", "lines such as `node:`"),
     }
     for (name, text) in variables {
@@ -88,11 +78,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error(&mut self, origin: &Origin, path: &str, problem: Problem) {
-        self.errors.push(ConfigError {
-            origin: origin.clone(),
-            path: path.to_owned(),
-            problem,
-        });
+        self.errors.push(ConfigError { origin: origin.clone(), path: path.to_owned(), problem });
     }
 
     fn bad_shape(&mut self, path: &str, node: &Node, kind: &'static str, expected: &str) {
@@ -102,11 +88,7 @@ impl Reader<'_> {
             Content::List(_) => "a list".to_owned(),
             Content::Map(_) => "a mapping".to_owned(),
         };
-        let problem = Problem::BadValue {
-            value,
-            kind,
-            expected: expected.to_owned(),
-        };
+        let problem = Problem::BadValue { value, kind, expected: expected.to_owned() };
         self.error(&node.origin, path, problem);
     }
 
@@ -121,9 +103,7 @@ impl Reader<'_> {
                     distinct.push(entry);
                 }
                 Some(&first) => {
-                    let problem = Problem::Twice {
-                        first: first.clone(),
-                    };
+                    let problem = Problem::Twice { first: first.clone() };
                     self.error(&entry.origin, &join(section, &entry.key), problem);
                 }
             }
@@ -204,11 +184,7 @@ impl Reader<'_> {
         {
             return Some(value);
         }
-        let problem = Problem::OutOfRange {
-            value: value.to_string(),
-            least,
-            most,
-        };
+        let problem = Problem::OutOfRange { value: value.to_string(), least, most };
         self.error(&node.origin, key.path, problem);
         None
     }
@@ -238,11 +214,7 @@ impl Reader<'_> {
                     }
                     self.parsed_as(path, *item, node)
                 });
-                items
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .collect::<Option<_>>()
-                    .map(Value::List)
+                items.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Value::List)
             }
             (Content::Map(entries), Kind::Texts) => {
                 let entries = self.distinct(path, entries);
@@ -254,11 +226,7 @@ impl Reader<'_> {
                     };
                     Some((key.clone(), self.substituted(&path, &node.origin, text)?))
                 });
-                texts
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .collect::<Option<_>>()
-                    .map(Value::Texts)
+                texts.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Value::Texts)
             }
             _ => {
                 self.bad_shape(path, node, kind.name(), &kind.expected());
@@ -300,13 +268,8 @@ impl Reader<'_> {
             }
             Content::Text(text) => {
                 let text = self.substituted("sinks", &node.origin, text)?;
-                let items = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty());
-                items
-                    .map(|item| Node::text(node.origin.clone(), item))
-                    .collect()
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.map(|item| Node::text(node.origin.clone(), item)).collect()
             }
             Content::Map(_) => {
                 self.bad_shape("sinks", node, "list", "lines such as `- stdout: {}`");
@@ -331,16 +294,10 @@ impl Reader<'_> {
             }
         };
         let path = join("sinks", &entry.key);
-        let kind = SinkKind::ALL
-            .into_iter()
-            .find(|kind| kind.section() == path);
+        let kind = SinkKind::ALL.into_iter().find(|kind| kind.section() == path);
         let mut values = defaults(|key| kind.is_some() && keys::is_within(key, &path));
         self.value(&mut values, &path, &entry.origin, &entry.node);
-        Some(TypedSink {
-            origin: entry.origin.clone(),
-            kind: kind?,
-            values,
-        })
+        Some(TypedSink { origin: entry.origin.clone(), kind: kind?, values })
     }
 }
 
@@ -352,21 +309,10 @@ impl Entry {
         let key = if kind == "file" { "path" } else { "endpoint" };
         let content = argument.map_or(Content::Nothing, |argument| {
             let node = Node::text(origin.clone(), argument);
-            Content::Map(vec![Self {
-                key: key.to_owned(),
-                origin: origin.clone(),
-                node,
-            }])
+            Content::Map(vec![Self { key: key.to_owned(), origin: origin.clone(), node }])
         });
-        let node = Node {
-            origin: origin.clone(),
-            content,
-        };
-        Self {
-            key: kind.to_owned(),
-            origin: origin.clone(),
-            node,
-        }
+        let node = Node { origin: origin.clone(), content };
+        Self { key: kind.to_owned(), origin: origin.clone(), node }
     }
 }
 

@@ -44,19 +44,13 @@ pub(super) struct Entry {
 
 impl Node {
     pub(super) fn text(origin: Origin, text: impl Into<String>) -> Self {
-        Self {
-            origin,
-            content: Content::Text(text.into()),
-        }
+        Self { origin, content: Content::Text(text.into()) }
     }
 }
 
 /// Reads the one document of a file; `None` when the file holds none.
 pub(super) fn parse(name: &Arc<str>, text: &str) -> Result<Option<Node>, (Origin, Problem)> {
-    let mut builder = Builder {
-        name,
-        events: Parser::new_from_str(text),
-    };
+    let mut builder = Builder { name, events: Parser::new_from_str(text) };
     let mut root = None;
     loop {
         match builder.next()? {
@@ -88,17 +82,11 @@ impl<'a> Builder<'a> {
     }
 
     fn origin(&self, line: usize) -> Origin {
-        Origin::File {
-            name: Arc::clone(self.name),
-            line,
-        }
+        Origin::File { name: Arc::clone(self.name), line }
     }
 
     fn refuse(&self, span: Span, what: &str) -> Failure {
-        (
-            self.origin(span.start.line()),
-            Problem::Syntax(what.to_owned()),
-        )
+        (self.origin(span.start.line()), Problem::Syntax(what.to_owned()))
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Failure> {
@@ -116,10 +104,7 @@ impl<'a> Builder<'a> {
             Event::MappingStart(..) => self.map(depth)?,
             _ => return Err(self.refuse(span, "an alias (`*…`); expected the value itself")),
         };
-        Ok(Node {
-            origin: self.origin(span.start.line()),
-            content,
-        })
+        Ok(Node { origin: self.origin(span.start.line()), content })
     }
 
     fn list(&mut self, depth: usize) -> Result<Content, Failure> {
@@ -142,11 +127,7 @@ impl<'a> Builder<'a> {
             };
             let (event, value_span) = self.next()?;
             let node = self.node(event, value_span, depth + 1)?;
-            entries.push(Entry {
-                key,
-                origin: self.origin(span.start.line()),
-                node,
-            });
+            entries.push(Entry { key, origin: self.origin(span.start.line()), node });
         }
     }
 }

@@ -46,19 +46,11 @@ fn write(html: &mut String, status: &Status, paths: &[(&str, &str)]) -> fmt::Res
          <title>{id} · Tracemesh</title><style>{STYLE}</style>\
          <h1>{id}</h1><p>A node of cluster <b>{cluster}</b>: {}, {}.</p>",
         state(status.state),
-        if status.ready {
-            "accepts spans"
-        } else {
-            "does not accept spans"
-        },
+        if status.ready { "accepts spans" } else { "does not accept spans" },
     )?;
     if !status.degraded.is_empty() {
         let degraded = status.degraded.join(", ");
-        write!(
-            html,
-            "<p class=\"warn\">Degraded: {}</p>",
-            Escaped(&degraded)
-        )?;
+        write!(html, "<p class=\"warn\">Degraded: {}</p>", Escaped(&degraded))?;
     }
     let held = status.spans_held;
     write!(
@@ -76,10 +68,7 @@ fn write(html: &mut String, status: &Status, paths: &[(&str, &str)]) -> fmt::Res
         Escaped(&status.view.hash),
         status.view.members,
     )?;
-    status
-        .members
-        .iter()
-        .try_for_each(|member| row(html, member))?;
+    status.members.iter().try_for_each(|member| row(html, member))?;
     html.push_str("</table><h2>Here</h2><ul>");
     for (path, what) in paths {
         write!(html, "<li><a href=\"{path}\">{path}</a> {what}")?;

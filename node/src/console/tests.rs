@@ -37,12 +37,7 @@ impl Server {
         let (address, drain) = (listener.address(), CancellationToken::new());
         let mut task = JoinSet::new();
         task.spawn(serve(listener, source, drain.clone()));
-        Self {
-            address,
-            status,
-            drain,
-            task,
-        }
+        Self { address, status, drain, task }
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
@@ -57,21 +52,11 @@ impl Server {
     ) -> (StatusCode, HeaderMap, String) {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let uri = format!("http://{}{path}", self.address);
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(ACCEPT, accept);
-        let response = client
-            .request(request.body(Empty::<Bytes>::new()).unwrap())
-            .await
-            .unwrap();
+        let request = Request::builder().method(method).uri(uri).header(ACCEPT, accept);
+        let response = client.request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        (
-            parts.status,
-            parts.headers,
-            String::from_utf8(body.to_vec()).unwrap(),
-        )
+        (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
     }
 
     async fn json(&self, path: &str) -> (StatusCode, Value) {
@@ -100,19 +85,9 @@ fn document() -> Status {
         state: State::Active,
         ready: true,
         degraded: vec!["full".into()],
-        view: View {
-            hash: "c0ffee".into(),
-            members: 2,
-        },
-        members: vec![
-            member("node-a", 30_000),
-            member("<script>alert('b')</script>", 35_536),
-        ],
-        spans_held: SpansHeld {
-            owner: 1000,
-            replica: 900,
-            stand_in: 0,
-        },
+        view: View { hash: "c0ffee".into(), members: 2 },
+        members: vec![member("node-a", 30_000), member("<script>alert('b')</script>", 35_536)],
+        spans_held: SpansHeld { owner: 1000, replica: 900, stand_in: 0 },
         traces_held: 120,
         memory_bytes: 5_000_000,
         memory_budget_bytes: 1 << 30,
@@ -172,13 +147,7 @@ async fn page_escapes_what_others_named_themselves() {
     assert_eq!(headers[CONTENT_TYPE], "text/html; charset=utf-8");
     assert!(!body.contains("<script>"));
     assert!(body.contains("&lt;script&gt;alert(&#39;b&#39;)&lt;/script&gt;"));
-    for said in [
-        "accepts spans",
-        "Degraded: full",
-        "c0ffee",
-        "href=\"/metrics\"",
-        "35536",
-    ] {
+    for said in ["accepts spans", "Degraded: full", "c0ffee", "href=\"/metrics\"", "35536"] {
         assert!(body.contains(said), "{said} is not on the page");
     }
 }
@@ -203,9 +172,5 @@ async fn drain_ends_the_server() {
     server.get("/healthz").await;
     server.drain.cancel();
     server.task.join_next().await.unwrap().unwrap();
-    assert!(
-        tokio::net::TcpStream::connect(server.address)
-            .await
-            .is_err()
-    );
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
 }

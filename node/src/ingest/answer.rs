@@ -97,13 +97,7 @@ pub(super) fn refused_protobuf(refusal: &Refusal) -> Bytes {
         }
     };
     let (code, message) = (code(refusal) as i32, refusal.to_string());
-    RpcStatus {
-        code,
-        message,
-        details,
-    }
-    .encode_to_vec()
-    .into()
+    RpcStatus { code, message, details }.encode_to_vec().into()
 }
 
 /// The same as JSON, without details: a client that speaks JSON reads `Retry-After`.
@@ -118,20 +112,13 @@ mod tests {
     #[test]
     fn times_to_wait_are_whole_seconds_rounded_up() {
         for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (9999, 10)] {
-            assert_eq!(
-                retry_seconds(Duration::from_millis(millis)),
-                seconds,
-                "{millis} ms"
-            );
+            assert_eq!(retry_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
         }
     }
 
     #[test]
     fn partial_success_is_absent_unless_spans_were_refused() {
-        let warned = Accepted {
-            refused_span_count: 0,
-            message: "a warning".into(),
-        };
+        let warned = Accepted { refused_span_count: 0, message: "a warning".into() };
         assert!(accepted_protobuf(&warned).is_empty());
         assert_eq!(accepted_json(&warned), "{}");
     }

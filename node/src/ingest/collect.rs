@@ -65,11 +65,8 @@ impl Output {
         self.charge.add(data.len())?;
         if length > self.bytes.capacity() {
             // Doubling, but never to more than a request may have.
-            let capacity = (2 * self.bytes.capacity())
-                .max(FIRST_BYTES)
-                .min(self.bytes_max);
-            self.bytes
-                .reserve_exact(capacity.max(length) - self.bytes.len());
+            let capacity = (2 * self.bytes.capacity()).max(FIRST_BYTES).min(self.bytes_max);
+            self.bytes.reserve_exact(capacity.max(length) - self.bytes.len());
         }
         self.bytes.extend_from_slice(data);
         Ok(())
@@ -120,12 +117,7 @@ impl Collector {
         bytes_max: usize,
         charge: Charge,
     ) -> Result<Self, Refusal> {
-        let output = Output {
-            bytes: Vec::new(),
-            bytes_max,
-            charge,
-            refusal: None,
-        };
+        let output = Output { bytes: Vec::new(), bytes_max, charge, refusal: None };
         let decoder = match encoding {
             Encoding::Identity => Decoder::Identity(output),
             Encoding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(output))),
@@ -134,11 +126,7 @@ impl Collector {
                 Err(_) => return Err(output.charge.later("no memory to decompress")),
             },
         };
-        Ok(Self {
-            decoder,
-            encoded_bytes: 0,
-            bytes_max,
-        })
+        Ok(Self { decoder, encoded_bytes: 0, bytes_max })
     }
 
     /// Announces how many bytes will be pushed: checks the limit, and makes room for what one may
@@ -161,12 +149,12 @@ impl Collector {
         }
         match &mut self.decoder {
             Decoder::Identity(output) => output.push(data),
-            Decoder::Gzip(gzip) => gzip
-                .write_all(data)
-                .map_err(|error| gzip.get_mut().failed("gzip", &error)),
-            Decoder::Zstd(zstd) => zstd
-                .write_all(data)
-                .map_err(|error| zstd.writer_mut().failed("zstd", &error)),
+            Decoder::Gzip(gzip) => {
+                gzip.write_all(data).map_err(|error| gzip.get_mut().failed("gzip", &error))
+            }
+            Decoder::Zstd(zstd) => {
+                zstd.write_all(data).map_err(|error| zstd.writer_mut().failed("zstd", &error))
+            }
         }
     }
 
@@ -177,29 +165,20 @@ impl Collector {
             Decoder::Identity(output) => output,
             Decoder::Gzip(gzip) if empty => {
                 let charge = gzip.get_ref().charge.nothing();
-                return Ok(Received {
-                    bytes: Bytes::new(),
-                    charge,
-                });
+                return Ok(Received { bytes: Bytes::new(), charge });
             }
             Decoder::Gzip(mut gzip) => {
-                gzip.try_finish()
-                    .map_err(|error| gzip.get_mut().failed("gzip", &error))?;
-                gzip.finish()
-                    .map_err(|error| Refusal::Malformed(error.to_string()))?
+                gzip.try_finish().map_err(|error| gzip.get_mut().failed("gzip", &error))?;
+                gzip.finish().map_err(|error| Refusal::Malformed(error.to_string()))?
             }
             Decoder::Zstd(mut zstd) => {
                 if !empty {
-                    zstd.finish()
-                        .map_err(|error| zstd.writer_mut().failed("zstd", &error))?;
+                    zstd.finish().map_err(|error| zstd.writer_mut().failed("zstd", &error))?;
                 }
                 zstd.into_inner().0
             }
         };
-        Ok(Received {
-            bytes: output.bytes.into(),
-            charge: output.charge,
-        })
+        Ok(Received { bytes: output.bytes.into(), charge: output.charge })
     }
 }
 
@@ -245,23 +224,14 @@ mod tests {
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
             let mut collector = collector(encoding);
             let encoded = encode(encoding, &bomb);
-            let refused = encoded
-                .chunks(1000)
-                .find_map(|piece| collector.push(piece).err());
-            assert!(
-                matches!(refused, Some(Refusal::TooLarge(_))),
-                "{encoding:?}"
-            );
+            let refused = encoded.chunks(1000).find_map(|piece| collector.push(piece).err());
+            assert!(matches!(refused, Some(Refusal::TooLarge(_))), "{encoding:?}");
             let output = match &collector.decoder {
                 Decoder::Identity(output) => output,
                 Decoder::Gzip(gzip) => gzip.get_ref(),
                 Decoder::Zstd(zstd) => zstd.writer(),
             };
-            assert!(
-                output.bytes.capacity() <= LIMIT,
-                "{}",
-                output.bytes.capacity()
-            );
+            assert!(output.bytes.capacity() <= LIMIT, "{}", output.bytes.capacity());
         }
     }
 
@@ -277,16 +247,10 @@ mod tests {
 
     #[test]
     fn announced_length_is_not_believed_beyond_a_bound() {
-        let mut collector = Collector::new(
-            Encoding::Identity,
-            usize::MAX,
-            InFlight::new(LIMIT).charge(),
-        )
-        .unwrap();
+        let mut collector =
+            Collector::new(Encoding::Identity, usize::MAX, InFlight::new(LIMIT).charge()).unwrap();
         collector.expect(usize::MAX).unwrap();
-        let Decoder::Identity(output) = &collector.decoder else {
-            panic!("not compressed")
-        };
+        let Decoder::Identity(output) = &collector.decoder else { panic!("not compressed") };
         assert!(output.bytes.capacity() <= BELIEVED_BYTES_MAX);
     }
 

@@ -100,10 +100,7 @@ pub(super) fn service<E: Export>(intake: Intake<E>, health: Health) -> impl Resp
 
 /// The answer to what is no call of the trace service.
 fn misdirected<B>(request: &Request<B>) -> Option<Response<Body>> {
-    let content_type = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .map_or(&b""[..], HeaderValue::as_bytes);
+    let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if !is_grpc(content_type) {
         let text = "this port takes OTLP over gRPC (content-type application/grpc); \
                     OTLP over HTTP is on another one, listen.http, by default 4318\n";
@@ -114,9 +111,7 @@ fn misdirected<B>(request: &Request<B>) -> Option<Response<Body>> {
     if request.method() != Method::POST {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("POST"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         return Some(response);
     }
     match request.uri().path() {
@@ -133,10 +128,7 @@ fn misdirected<B>(request: &Request<B>) -> Option<Response<Body>> {
 
 /// `application/grpc`, with `+proto` or parameters, but not `grpc-web` or `grpc+json`.
 fn is_grpc(content_type: &[u8]) -> bool {
-    let media_type = content_type
-        .split(|&byte| byte == b';')
-        .next()
-        .unwrap_or_default();
+    let media_type = content_type.split(|&byte| byte == b';').next().unwrap_or_default();
     let media_type = media_type.trim_ascii();
     media_type.eq_ignore_ascii_case(b"application/grpc")
         || media_type.eq_ignore_ascii_case(b"application/grpc+proto")
@@ -149,17 +141,12 @@ where
 {
     let Some(encoding) = encoding(request.headers()) else {
         let mut response = Status::unimplemented("use gzip, zstd or identity").into_http();
-        response
-            .headers_mut()
-            .insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);
+        response.headers_mut().insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);
         return response;
     };
     let answer = match intake.admit() {
         Ok(charge) => {
-            match intake
-                .read(read(intake, charge, request.into_body(), encoding))
-                .await
-            {
+            match intake.read(read(intake, charge, request.into_body(), encoding)).await {
                 Ok(received) => intake.take(received).await,
                 Err(refusal) => Err(refusal),
             }
@@ -174,9 +161,7 @@ where
             Status::with_details(answer::code(&refusal), refusal.to_string(), details).into_http()
         }
     };
-    response
-        .headers_mut()
-        .insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);
+    response.headers_mut().insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);
     response
 }
 
@@ -202,9 +187,7 @@ where
     let mut data = Bytes::new();
     while prefix.len() < PREFIX_BYTES {
         let Some(next) = intake.next(&mut body).await? else {
-            return Err(Refusal::Malformed(
-                "the call ended before its message".into(),
-            ));
+            return Err(Refusal::Malformed("the call ended before its message".into()));
         };
         data = next;
         let missing = PREFIX_BYTES - prefix.len();
@@ -214,9 +197,7 @@ where
         0 => Encoding::Identity,
         1 => encoding,
         flag => {
-            return Err(Refusal::Malformed(format!(
-                "unknown compression flag {flag}"
-            )));
+            return Err(Refusal::Malformed(format!("unknown compression flag {flag}")));
         }
     };
     let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;

@@ -103,19 +103,14 @@ fn head(method: &Method, path: &str, headers: &HeaderMap) -> Result<Head, Box<An
     if method != Method::POST {
         let text = format!("POST spans to {path}\n");
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("POST"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         return Err(Box::new(response));
     }
     let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
     let Some(format) = format(value(CONTENT_TYPE)) else {
         let text = "content-type must be application/x-protobuf or application/json; \
                     OTLP over gRPC is on another port, listen.grpc, by default 4317\n";
-        return Err(Box::new(plain(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            text.into(),
-        )));
+        return Err(Box::new(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text.into())));
     };
     let Some(encoding) = Encoding::parse(value(CONTENT_ENCODING)) else {
         let text = format!("content-encoding must be one of {}\n", Encoding::ACCEPTED);
@@ -128,10 +123,7 @@ fn head(method: &Method, path: &str, headers: &HeaderMap) -> Result<Head, Box<An
 }
 
 fn format(content_type: &[u8]) -> Option<Format> {
-    let media_type = content_type
-        .split(|&byte| byte == b';')
-        .next()
-        .unwrap_or_default();
+    let media_type = content_type.split(|&byte| byte == b';').next().unwrap_or_default();
     let is = |name: &[u8]| media_type.trim_ascii().eq_ignore_ascii_case(name);
     if is(b"application/x-protobuf") || is(b"application/protobuf") {
         Some(Format::Protobuf)
@@ -148,9 +140,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let charge = intake.admit()?;
-    let mut received = intake
-        .read(read(intake, charge, body, head.encoding))
-        .await?;
+    let mut received = intake.read(read(intake, charge, body, head.encoding)).await?;
     if head.format == Format::Json {
         received = from_json(received).await?;
     }
@@ -197,10 +187,7 @@ fn convert(json: Received) -> Result<Received, Refusal> {
     let converted = crate::json::from_json(&bytes);
     let bytes = converted.map_err(|error| Refusal::Malformed(error.to_string()))?;
     charge.add(bytes.len())?;
-    Ok(Received {
-        bytes: bytes.into(),
-        charge,
-    })
+    Ok(Received { bytes: bytes.into(), charge })
 }
 
 fn response(format: Format, answer: Result<Accepted, Refusal>) -> Answer {

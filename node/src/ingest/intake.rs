@@ -37,11 +37,7 @@ pub struct InFlight {
 impl InFlight {
     /// None yet, and at most `bytes_max`.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            bytes: AtomicUsize::new(0),
-            bytes_max,
-            turn: AtomicU32::new(0),
-        })
+        Arc::new(Self { bytes: AtomicUsize::new(0), bytes_max, turn: AtomicU32::new(0) })
     }
 
     /// Bytes now.
@@ -51,19 +47,13 @@ impl InFlight {
 
     /// A charge of nothing yet.
     pub(super) fn charge(self: &Arc<Self>) -> Charge {
-        Charge {
-            in_flight: self.clone(),
-            bytes: 0,
-        }
+        Charge { in_flight: self.clone(), bytes: 0 }
     }
 
     /// Asks a client to come back, each after another time.
     fn later(&self, why: &'static str) -> Refusal {
         let seconds = 1 + self.turn.fetch_add(1, Relaxed) % RETRY_SECONDS_MAX;
-        Refusal::Later {
-            why,
-            after: Duration::from_secs(seconds.into()),
-        }
+        Refusal::Later { why, after: Duration::from_secs(seconds.into()) }
     }
 }
 
@@ -128,13 +118,7 @@ impl<E: Export> Intake<E> {
         request_bytes_max: usize,
         metrics: IngestMetrics,
     ) -> Self {
-        Self {
-            export,
-            admission,
-            in_flight,
-            request_bytes_max,
-            metrics,
-        }
+        Self { export, admission, in_flight, request_bytes_max, metrics }
     }
 
     /// Lets a request in, before a byte of it is read.
@@ -191,15 +175,11 @@ impl<E: Export> Intake<E> {
     pub(super) async fn take(&self, received: Received) -> Result<Accepted, Refusal> {
         let Received { bytes, charge } = received;
         let begun = Instant::now();
-        let exported = AssertUnwindSafe(self.export.export(bytes))
-            .catch_unwind()
-            .await;
+        let exported = AssertUnwindSafe(self.export.export(bytes)).catch_unwind().await;
         drop(charge);
         match exported {
             Ok(Ok(accepted)) => {
-                self.metrics
-                    .acknowledge_seconds
-                    .observe(begun.elapsed().as_secs_f64());
+                self.metrics.acknowledge_seconds.observe(begun.elapsed().as_secs_f64());
                 Ok(accepted)
             }
             Ok(Err(refusal)) => Err(refusal),

@@ -65,11 +65,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        Self::with(Settings {
-            request_bytes_max: LIMIT,
-            ..Settings::default()
-        })
-        .await
+        Self::with(Settings { request_bytes_max: LIMIT, ..Settings::default() }).await
     }
 
     async fn with(settings: Settings) -> Self {
@@ -81,10 +77,7 @@ impl Server {
             answer: Arc::new(Mutex::new(Ok(Accepted::default()))),
             open: watch::Sender::new(true),
         };
-        let (admission, drain) = (
-            watch::Sender::new(Admission::Serving),
-            CancellationToken::new(),
-        );
+        let (admission, drain) = (watch::Sender::new(Admission::Serving), CancellationToken::new());
         let mut registry = registry();
         let metrics = Metrics::register(&mut registry).ingest;
         let mut task = JoinSet::new();
@@ -95,16 +88,7 @@ impl Server {
             metrics,
             drain.clone(),
         ));
-        Self {
-            fake,
-            grpc,
-            http,
-            admission,
-            in_flight,
-            registry,
-            drain,
-            task,
-        }
+        Self { fake, grpc, http, admission, in_flight, registry, drain, task }
     }
 
     fn answer(&self, answer: Result<Accepted, Refusal>) {
@@ -126,16 +110,11 @@ impl Server {
     }
 
     fn counter(&self, name: &str) -> u64 {
-        counters(&self.registry)
-            .unwrap()
-            .get(name)
-            .copied()
-            .unwrap_or(0)
+        counters(&self.registry).unwrap().get(name).copied().unwrap_or(0)
     }
 
     async fn post(&self, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
-        self.http(Method::POST, "/v1/traces", headers, Full::new(body.into()))
-            .await
+        self.http(Method::POST, "/v1/traces", headers, Full::new(body.into())).await
     }
 
     async fn http<B>(&self, method: Method, path: &str, headers: &[(&str, &str)], body: B) -> Reply
@@ -150,36 +129,20 @@ impl Server {
         }
         let uri = format!("http://{}{path}", self.http);
         let request = request.uri(uri).body(body).unwrap();
-        Reply::read(
-            timeout(PATIENCE, client.request(request))
-                .await
-                .unwrap()
-                .unwrap(),
-        )
-        .await
+        Reply::read(timeout(PATIENCE, client.request(request)).await.unwrap().unwrap()).await
     }
 
     /// A unary call, framed by hand.
     async fn call(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
-        let client = Client::builder(TokioExecutor::new())
-            .http2_only(true)
-            .build_http();
+        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
         let mut request = Request::builder().method(Method::POST);
-        request = request
-            .header(CONTENT_TYPE, "application/grpc")
-            .header("te", "trailers");
+        request = request.header(CONTENT_TYPE, "application/grpc").header("te", "trailers");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let uri = format!("http://{}{path}", self.grpc);
         let request = request.uri(uri).body(Full::new(body.into())).unwrap();
-        Reply::read(
-            timeout(PATIENCE, client.request(request))
-                .await
-                .unwrap()
-                .unwrap(),
-        )
-        .await
+        Reply::read(timeout(PATIENCE, client.request(request)).await.unwrap().unwrap()).await
     }
 
     async fn export(&self, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
@@ -201,17 +164,11 @@ impl Reply {
         let mut headers = parts.headers;
         let collected = timeout(PATIENCE, body.collect()).await.unwrap().unwrap();
         headers.extend(collected.trailers().cloned().unwrap_or_default());
-        Self {
-            status: parts.status,
-            headers,
-            body: collected.to_bytes(),
-        }
+        Self { status: parts.status, headers, body: collected.to_bytes() }
     }
 
     fn header(&self, name: impl AsHeaderName) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap())
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     fn text(&self) -> &str {
@@ -265,17 +222,12 @@ fn zstd_with_large_window(bytes: &[u8]) -> Vec<u8> {
 
 /// Something to send that compresses, but not to nothing.
 fn message() -> Vec<u8> {
-    (0..100_000_u32)
-        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
-        .collect()
+    (0..100_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect()
 }
 
 const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
 const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
 
 fn later(millis: u64) -> Refusal {
-    Refusal::Later {
-        why: "try again",
-        after: Duration::from_millis(millis),
-    }
+    Refusal::Later { why: "try again", after: Duration::from_millis(millis) }
 }

@@ -23,10 +23,7 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 pub(super) fn request(json: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
     let mut out = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    deserializer.deserialize_map(Object {
-        message: &schema::REQUEST,
-        out: &mut out,
-    })?;
+    deserializer.deserialize_map(Object { message: &schema::REQUEST, out: &mut out })?;
     deserializer.end()?;
     Ok(out)
 }
@@ -45,21 +42,13 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(rule) = map.next_key_seed(Key {
-            message: self.message,
-        })? {
+        while let Some(rule) = map.next_key_seed(Key { message: self.message })? {
             match rule {
                 None => map.next_value::<IgnoredAny>().map(drop)?,
                 Some(rule) if rule.count == Count::Many => {
-                    map.next_value_seed(Array {
-                        rule,
-                        out: self.out,
-                    })?;
+                    map.next_value_seed(Array { rule, out: self.out })?;
                 }
-                Some(rule) => map.next_value_seed(Element {
-                    rule,
-                    out: self.out,
-                })?,
+                Some(rule) => map.next_value_seed(Element { rule, out: self.out })?,
             }
         }
         Ok(())
@@ -117,10 +106,9 @@ impl<'de> Visitor<'de> for Array<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        while let Some(()) = elements.next_element_seed(Element {
-            rule: self.rule,
-            out: self.out,
-        })? {}
+        while let Some(()) =
+            elements.next_element_seed(Element { rule: self.rule, out: self.out })?
+        {}
         Ok(())
     }
 }
@@ -293,11 +281,7 @@ impl<'de> Visitor<'de> for Element<'_> {
         // Most messages are shorter than 128 bytes: room for their length, and more is made if
         // needed.
         self.out.push(0);
-        Object {
-            message,
-            out: self.out,
-        }
-        .visit_map(map)?;
+        Object { message, out: self.out }.visit_map(map)?;
         let mut length = Vec::with_capacity(8);
         put_varint(&mut length, self.out.len() - start - 1);
         self.out.splice(start..=start, length);

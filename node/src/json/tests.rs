@@ -1,3 +1,5 @@
+//! JSON against the protobuf it stands for, rule by rule and by property.
+
 use super::*;
 use crate::scan::scan;
 use crate::wire::arbitrary::{CASES, request, unusual_request};
@@ -16,22 +18,14 @@ fn with_one_nan(mut request: ExportTraceServiceRequest) -> ExportTraceServiceReq
             Some(Value::DoubleValue(value)) if value.is_nan() => *value = f64::NAN,
             Some(Value::ArrayValue(array)) => array.values.iter_mut().for_each(mend),
             Some(Value::KvlistValue(list)) => {
-                list.values
-                    .iter_mut()
-                    .filter_map(|pair| pair.value.as_mut())
-                    .for_each(mend);
+                list.values.iter_mut().filter_map(|pair| pair.value.as_mut()).for_each(mend);
             }
             _ => {}
         }
     }
     for resource_spans in &mut request.resource_spans {
-        let resource = resource_spans
-            .resource
-            .iter_mut()
-            .flat_map(|r| &mut r.attributes);
-        resource
-            .filter_map(|pair| pair.value.as_mut())
-            .for_each(mend);
+        let resource = resource_spans.resource.iter_mut().flat_map(|r| &mut r.attributes);
+        resource.filter_map(|pair| pair.value.as_mut()).for_each(mend);
         for scope_spans in &mut resource_spans.scope_spans {
             let scope = scope_spans.scope.iter_mut().flat_map(|s| &mut s.attributes);
             scope.filter_map(|pair| pair.value.as_mut()).for_each(mend);
@@ -98,13 +92,7 @@ fn span(keys: &str) -> Result<Span, String> {
     let json = format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{{keys}}}]}}]}}]}}"#);
     let bytes = from_json(json.as_bytes()).map_err(|error| error.to_string())?;
     let mut request = ExportTraceServiceRequest::decode(&*bytes).unwrap();
-    Ok(request
-        .resource_spans
-        .remove(0)
-        .scope_spans
-        .remove(0)
-        .spans
-        .remove(0))
+    Ok(request.resource_spans.remove(0).scope_spans.remove(0).spans.remove(0))
 }
 
 fn value(json: &str) -> Result<Option<any_value::Value>, String> {
@@ -123,17 +111,11 @@ fn the_example_of_the_specification_is_read() {
         "attributes":[{"key":"my.span.attr","value":{"stringValue":"some value"}}]}]}]}]}"#;
     let bytes = from_json(json.as_bytes()).unwrap();
     let scan = scan(&bytes).unwrap();
-    assert_eq!(
-        scan.traces[0].id.to_string(),
-        "5b8efff798038103d269b633813fc60c"
-    );
+    assert_eq!(scan.traces[0].id.to_string(), "5b8efff798038103d269b633813fc60c");
     assert_eq!((scan.spans[0].kind, scan.spans[0].root), (2, false));
     let compact: String = json.split_inclusive('\n').map(str::trim).collect();
     let lower = compact
-        .replace(
-            "5B8EFFF798038103D269B633813FC60C",
-            "5b8efff798038103d269b633813fc60c",
-        )
+        .replace("5B8EFFF798038103D269B633813FC60C", "5b8efff798038103d269b633813fc60c")
         .replace("EEE19B7EC3C1B174", "eee19b7ec3c1b174")
         .replace("EEE19B7EC3C1B173", "eee19b7ec3c1b173");
     // Keys in the order of the fields.
@@ -158,13 +140,7 @@ fn null_is_as_if_the_key_were_missing() {
 #[test]
 fn unknown_keys_are_ignored_whatever_they_hold() {
     let unknown = r#""x":{"traceId":[1,{"y":null}]},"trace_id":"zz","TraceId":1,"name":"n""#;
-    assert_eq!(
-        span(unknown),
-        Ok(Span {
-            name: "n".to_owned(),
-            ..Span::default()
-        })
-    );
+    assert_eq!(span(unknown), Ok(Span { name: "n".to_owned(), ..Span::default() }));
     let known = Some(any_value::Value::BoolValue(true));
     assert_eq!(value(r#"{"newValue":{"a":1},"boolValue":true}"#), Ok(known));
 }
@@ -172,23 +148,14 @@ fn unknown_keys_are_ignored_whatever_they_hold() {
 #[test]
 fn integers_are_numbers_or_strings() {
     let int = |number: i64| Ok(Some(any_value::Value::IntValue(number)));
-    assert_eq!(
-        value(r#"{"intValue":"-9223372036854775808"}"#),
-        int(i64::MIN)
-    );
+    assert_eq!(value(r#"{"intValue":"-9223372036854775808"}"#), int(i64::MIN));
     assert_eq!(value(r#"{"intValue":9223372036854775807}"#), int(i64::MAX));
     assert_eq!(value(r#"{"intValue":1e3}"#), int(1000));
     assert_eq!(value(r#"{"intValue":-0.0}"#), int(0));
     let big = span(r#""startTimeUnixNano":18446744073709551615,"endTimeUnixNano":"1""#).unwrap();
-    assert_eq!(
-        (big.start_time_unix_nano, big.end_time_unix_nano),
-        (u64::MAX, 1)
-    );
+    assert_eq!((big.start_time_unix_nano, big.end_time_unix_nano), (u64::MAX, 1));
     let small = span(r#""kind":-1,"flags":"257","droppedEventsCount":4294967295"#).unwrap();
-    assert_eq!(
-        (small.kind, small.flags, small.dropped_events_count),
-        (-1, 257, u32::MAX)
-    );
+    assert_eq!((small.kind, small.flags, small.dropped_events_count), (-1, 257, u32::MAX));
     for (key, wrong) in [
         ("kind", "2147483648"),
         ("kind", r#""SPAN_KIND_SERVER""#),
@@ -201,10 +168,7 @@ fn integers_are_numbers_or_strings() {
         ("endTimeUnixNano", r#""""#),
         ("endTimeUnixNano", r#""2024-01-01""#),
     ] {
-        assert!(
-            span(&format!(r#""{key}":{wrong}"#)).is_err(),
-            "{key} {wrong}"
-        );
+        assert!(span(&format!(r#""{key}":{wrong}"#)).is_err(), "{key} {wrong}");
     }
 }
 
@@ -225,10 +189,7 @@ fn doubles_are_numbers_or_strings() {
     let nan = value(r#"{"doubleValue":"NaN"}"#).unwrap();
     assert!(matches!(nan, Some(any_value::Value::DoubleValue(nan)) if nan.is_nan()));
     for wrong in [r#""nan""#, r#""inf""#, r#""""#, "true", "{}", "1e400"] {
-        assert!(
-            value(&format!(r#"{{"doubleValue":{wrong}}}"#)).is_err(),
-            "{wrong}"
-        );
+        assert!(value(&format!(r#"{{"doubleValue":{wrong}}}"#)).is_err(), "{wrong}");
     }
 }
 
@@ -244,10 +205,7 @@ fn bytes_are_base64_of_either_alphabet() {
 #[test]
 fn ids_are_hexadecimal_and_their_length_is_the_scanners_business() {
     let ids = span(r#""traceId":"0aFF","spanId":"","parentSpanId":"00""#).unwrap();
-    assert_eq!(
-        (ids.trace_id, ids.span_id, ids.parent_span_id),
-        (vec![10, 255], vec![], vec![0])
-    );
+    assert_eq!((ids.trace_id, ids.span_id, ids.parent_span_id), (vec![10, 255], vec![], vec![0]));
     for wrong in [r#""0""#, r#""0g""#, "17", r#""W47/95gDgQPSabYzgT/GDA==""#] {
         assert!(span(&format!(r#""traceId":{wrong}"#)).is_err(), "{wrong}");
     }
@@ -283,16 +241,8 @@ fn an_error_says_where() {
 
 #[test]
 fn deep_nesting_is_refused_and_ignored_where_the_key_is_unknown() {
-    let deep = format!(
-        "{}1{}",
-        r#"{"arrayValue":{"values":["#.repeat(9_999),
-        "]}}".repeat(9_999)
-    );
-    assert!(
-        value(&deep)
-            .unwrap_err()
-            .contains("recursion limit exceeded at line 1")
-    );
+    let deep = format!("{}1{}", r#"{"arrayValue":{"values":["#.repeat(9_999), "]}}".repeat(9_999));
+    assert!(value(&deep).unwrap_err().contains("recursion limit exceeded at line 1"));
     let unknown = format!(r#"{{"x":{}{}}}"#, "[".repeat(99_999), "]".repeat(99_999));
     assert_eq!(value(&unknown), Ok(None));
 }
@@ -311,42 +261,20 @@ fn whatever_is_accepted_can_be_written_and_read_again() {
     let nested = |arrays: u32| {
         let value = (0..arrays).fold(AnyValue::default(), |inner, _| {
             let values = vec![inner];
-            AnyValue {
-                value: Some(any_value::Value::ArrayValue(ArrayValue { values })),
-            }
+            AnyValue { value: Some(any_value::Value::ArrayValue(ArrayValue { values })) }
         });
-        let pair = KeyValue {
-            key: "k".to_owned(),
-            value: Some(value),
-        };
-        let span = Span {
-            attributes: vec![pair],
-            ..Span::default()
-        };
-        let scope_spans = vec![ScopeSpans {
-            spans: vec![span],
-            ..ScopeSpans::default()
-        }];
-        let resource_spans = vec![ResourceSpans {
-            scope_spans,
-            ..ResourceSpans::default()
-        }];
+        let pair = KeyValue { key: "k".to_owned(), value: Some(value) };
+        let span = Span { attributes: vec![pair], ..Span::default() };
+        let scope_spans = vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }];
+        let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
         ExportTraceServiceRequest { resource_spans }.encode_to_vec()
     };
     let deepest = nested((NESTING_MAX - 5) / 2);
     assert!(scan(&deepest).is_ok());
-    assert_eq!(
-        from_json(to_json(&deepest).unwrap().as_bytes()).unwrap(),
-        deepest
-    );
+    assert_eq!(from_json(to_json(&deepest).unwrap().as_bytes()).unwrap(), deepest);
     let deeper = nested((NESTING_MAX - 5) / 2 + 1);
     assert!(scan(&deeper).is_err());
-    assert!(
-        to_json(&deeper)
-            .unwrap_err()
-            .to_string()
-            .ends_with("too deep nesting")
-    );
+    assert!(to_json(&deeper).unwrap_err().to_string().ends_with("too deep nesting"));
 }
 
 #[test]
@@ -359,10 +287,7 @@ fn of_two_values_the_last_is_written() {
         value.strip_suffix("}]}]}]}]}").unwrap().to_owned()
     };
     let (int, text, array) = (b"\x18\x05", b"\x0a\x01a", b"\x2a\x02\x0a\x00");
-    assert_eq!(
-        written(&[&int[..], text].concat()),
-        r#"{"stringValue":"a"}"#
-    );
+    assert_eq!(written(&[&int[..], text].concat()), r#"{"stringValue":"a"}"#);
     assert_eq!(written(&[&text[..], int].concat()), r#"{"intValue":"5"}"#);
     let merged = r#"{"arrayValue":{"values":[{},{}]}}"#;
     assert_eq!(written(&[&int[..], array, array].concat()), merged);

@@ -21,11 +21,7 @@ pub(super) struct Object<'a> {
 
 impl<'a> Object<'a> {
     pub(super) fn request(request: &'a [u8]) -> Self {
-        Self {
-            message: &schema::REQUEST,
-            payload: request.into(),
-            depth: 0,
-        }
+        Self { message: &schema::REQUEST, payload: request.into(), depth: 0 }
     }
 
     fn fields<E: Error>(&self) -> impl Iterator<Item = Result<Field<'_>, E>> {
@@ -43,11 +39,7 @@ impl<'a> Object<'a> {
                 None => {}
             }
         }
-        Ok(self
-            .message
-            .rules
-            .iter()
-            .filter(move |rule| numbers & (1 << rule.number) != 0))
+        Ok(self.message.rules.iter().filter(move |rule| numbers & (1 << rule.number) != 0))
     }
 
     /// The message in a field that does not repeat: if it does, all of them, one after the other,
@@ -56,11 +48,7 @@ impl<'a> Object<'a> {
         let mut merged = Cow::Borrowed(&[][..]);
         for field in self.fields() {
             match field? {
-                Field {
-                    number,
-                    value: Value::Bytes(payload),
-                    ..
-                } if number == rule.number => {
+                Field { number, value: Value::Bytes(payload), .. } if number == rule.number => {
                     if merged.is_empty() {
                         merged = Cow::Borrowed(payload);
                     } else {
@@ -95,11 +83,7 @@ impl<'a> Object<'a> {
         message: &'static Message,
         payload: impl Into<Cow<'i, [u8]>>,
     ) -> Object<'i> {
-        Object {
-            message,
-            payload: payload.into(),
-            depth: self.depth + 1,
-        }
+        Object { message, payload: payload.into(), depth: self.depth + 1 }
     }
 }
 
@@ -135,25 +119,16 @@ impl Serialize for Property<'_> {
                 for field in object.fields() {
                     let Field { number, value, .. } = field?;
                     if number == rule.number {
-                        array.serialize_element(&Single {
-                            object,
-                            rule,
-                            value,
-                        })?;
+                        array.serialize_element(&Single { object, rule, value })?;
                     }
                 }
                 array.end()
             }
-            (Count::One | Count::OneOf, Kind::Message(message)) => object
-                .inner(message, object.merged(rule)?)
-                .serialize(serializer),
+            (Count::One | Count::OneOf, Kind::Message(message)) => {
+                object.inner(message, object.merged(rule)?).serialize(serializer)
+            }
             (Count::One | Count::OneOf, _) => match object.last(rule)? {
-                Some(value) => Single {
-                    object,
-                    rule,
-                    value,
-                }
-                .serialize(serializer),
+                Some(value) => Single { object, rule, value }.serialize(serializer),
                 None => serializer.serialize_none(),
             },
         }
@@ -187,10 +162,7 @@ impl Serialize for Single<'_> {
                 Ok(text) => serializer.serialize_str(text),
                 Err(_) => {
                     let place = self.rule.name;
-                    Err(S::Error::custom(format_args!(
-                        "{} in {place}",
-                        Problem::Utf8
-                    )))
+                    Err(S::Error::custom(format_args!("{} in {place}", Problem::Utf8)))
                 }
             },
             (Kind::Id, Value::Bytes(id)) => serializer.serialize_str(&hex::encode(id)),

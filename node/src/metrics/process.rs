@@ -30,16 +30,8 @@ impl collector::Collector for Collector {
             counter.encode(metric)?;
         }
         let gauges = [
-            (
-                "process_resident_memory_bytes",
-                "Resident memory of the process.",
-                resident_bytes(),
-            ),
-            (
-                "process_open_fds",
-                "Open file descriptors of the process.",
-                open_files(),
-            ),
+            ("process_resident_memory_bytes", "Resident memory of the process.", resident_bytes()),
+            ("process_open_fds", "Open file descriptors of the process.", open_files()),
         ];
         for (name, help, value) in gauges {
             if let Some(value) = value {
@@ -64,9 +56,7 @@ fn cpu_seconds() -> Option<f64> {
 
 fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -85,9 +75,6 @@ mod tests {
     fn figures_of_this_process_are_plausible() {
         assert!(cpu_seconds().unwrap() < 3600.0);
         assert!((1 << 20..1 << 36).contains(&resident_bytes().unwrap()));
-        assert!(
-            open_files().unwrap() >= 3,
-            "stdin, stdout and stderr at least"
-        );
+        assert!(open_files().unwrap() >= 3, "stdin, stdout and stderr at least");
     }
 }

@@ -25,9 +25,8 @@ pub fn classic(registry: &Registry) -> Result<String, fmt::Error> {
         if let Some(described) = line.strip_prefix("# HELP ") {
             // Held back until the type is known, which comes next.
             help = described.split_once(' ');
-        } else if let Some((name, kind)) = line
-            .strip_prefix("# TYPE ")
-            .and_then(|typed| typed.split_once(' '))
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|typed| typed.split_once(' '))
         {
             let suffix = if kind == "counter" { "_total" } else { "" };
             if let Some((_, help)) = help.take() {
@@ -92,11 +91,7 @@ mod tests {
         // What is told by peer or by hash is there once there is one.
         let peer = PeerLabels { peer: "a".into() };
         metrics.route.rerouted.get_or_create(&peer).inc();
-        metrics
-            .cluster
-            .peer_round_trip_seconds
-            .get_or_create(&peer)
-            .set(0.1);
+        metrics.cluster.peer_round_trip_seconds.get_or_create(&peer).set(0.1);
         show_hash(&metrics.cluster.view, "aa");
         show_hash(&metrics.cluster.config, "bb");
         let text = classic(&registry).unwrap();
@@ -112,27 +107,13 @@ mod tests {
     fn both_formats_have_the_same_samples() {
         let (registry, metrics) = registered();
         metrics.route.accepted.inc_by(7);
-        metrics
-            .trace
-            .held
-            .get_or_create(&RoleLabels {
-                role: Role::StandIn,
-            })
-            .set(3);
-        let labels = PeerLabels {
-            peer: "a \"quoted\" # name".into(),
-        };
-        metrics
-            .cluster
-            .peer_round_trip_seconds
-            .get_or_create(&labels)
-            .set(0.25);
+        metrics.trace.held.get_or_create(&RoleLabels { role: Role::StandIn }).set(3);
+        let labels = PeerLabels { peer: "a \"quoted\" # name".into() };
+        metrics.cluster.peer_round_trip_seconds.get_or_create(&labels).set(0.25);
         metrics.ingest.acknowledge_seconds.observe(0.004);
         let samples = |text: String| -> Vec<String> {
             let of_process = |line: &str| line.starts_with("tracemesh_process");
-            let lines = text
-                .lines()
-                .filter(|line| !line.starts_with('#') && !of_process(line));
+            let lines = text.lines().filter(|line| !line.starts_with('#') && !of_process(line));
             lines.map(str::to_owned).collect()
         };
         let classic_samples = samples(classic(&registry).unwrap());
@@ -157,19 +138,9 @@ mod tests {
     fn counters_are_found_by_name_and_labels() {
         let (registry, metrics) = registered();
         metrics.trace.exported.inc_by(u64::MAX - 1);
-        metrics
-            .ingest
-            .count(Protocol::Http, Answer::Malformed, Some(Reason::Syntax));
-        metrics
-            .route
-            .refused
-            .get_or_create(&ReasonLabels {
-                reason: Reason::Ids,
-            })
-            .inc_by(2);
-        let sent = DirectionLabels {
-            direction: Direction::Sent,
-        };
+        metrics.ingest.count(Protocol::Http, Answer::Malformed, Some(Reason::Syntax));
+        metrics.route.refused.get_or_create(&ReasonLabels { reason: Reason::Ids }).inc_by(2);
+        let sent = DirectionLabels { direction: Direction::Sent };
         metrics.cluster.hop_bytes.get_or_create(&sent).inc_by(9);
         metrics.memory.memory_bytes.set(5);
         let counters = counters(&registry).unwrap();
@@ -191,18 +162,10 @@ mod tests {
         let (registry, metrics) = registered();
         show_hash(&metrics.cluster.view, "aa");
         show_hash(&metrics.cluster.view, "bb");
-        let shown = |hash: &str| {
-            metrics
-                .cluster
-                .view
-                .get(&HashLabels { hash: hash.into() })
-                .is_some()
-        };
+        let shown =
+            |hash: &str| metrics.cluster.view.get(&HashLabels { hash: hash.into() }).is_some();
         assert!(!shown("aa") && shown("bb"));
         let text = classic(&registry).unwrap();
-        assert!(
-            text.contains("tracemesh_view_info{hash=\"bb\"} 1\n"),
-            "{text}"
-        );
+        assert!(text.contains("tracemesh_view_info{hash=\"bb\"} 1\n"), "{text}");
     }
 }

@@ -32,7 +32,8 @@ pub enum DataDirectoryError {
     },
     /// Another node has it.
     #[error(
-        "the data directory {} is in use by another node; give this one another --node-id or --data-dir",
+        "the data directory {} is in use by another node; give this one another --node-id or \
+         --data-dir",
         path.display()
     )]
     InUse {

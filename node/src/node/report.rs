@@ -1,13 +1,13 @@
 //! What a node says about itself: status document, gauges, and what it gossips of its load.
 //!
-//! Everything is read from where it lives at the moment of asking; nothing is kept but the last view
-//! seen, to count its changes.
+//! Everything is read from where it lives at the moment of asking; nothing is kept but the last
+//! view seen, to count its changes.
 
 use super::Parts;
 use crate::memory::CLIENTS_PERCENT;
 use crate::metrics::{
-    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels, PeerLabels, Role,
-    RoleLabels,
+    self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
+    PeerLabels, Role, RoleLabels,
 };
 use crate::status::{self, SpansHeld, State, Status};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,12 @@ use tracemesh_membership::{MemberState, NodeId, PeerInfo, Placement, Update};
 /// How often gauges are set and load is gossiped. Entry nodes look at the gossiped fill levels, so
 /// this is also how stale those may be.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// Makes the status document whenever it is asked to, without the node itself.
+pub(super) fn reporter(parts: &Parts) -> impl Fn() -> Status + Send + Sync + use<> {
+    let parts = parts.clone();
+    move || status(&parts)
+}
 
 /// The document at `/api/v1/status`.
 pub(super) fn status(parts: &Parts) -> Status {

@@ -33,10 +33,7 @@ pub(super) fn ids(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Ma
             (4, Value::Bytes(id)) => ids.parent_span_id = id,
             (6, Value::Varint(kind)) => ids.kind = kind,
             (1 | 2 | 4 | 6, _) => {
-                let wrong = WireError {
-                    problem: Problem::WireType,
-                    at: field.start,
-                };
+                let wrong = WireError { problem: Problem::WireType, at: field.start };
                 return Err(wrong.inside(&schema::SPAN));
             }
             _ => {}
@@ -197,9 +194,7 @@ fn is_ascii(text: &[u8]) -> bool {
     let half = |chunk: &[u8; 4]| u64::from(u32::from_le_bytes(*chunk));
     let bits = if let Some(last) = text.last_chunk() {
         let (chunks, _) = text.as_chunks();
-        chunks
-            .iter()
-            .fold(word(last), |bits, chunk| bits | word(chunk))
+        chunks.iter().fold(word(last), |bits, chunk| bits | word(chunk))
     } else if let (Some(first), Some(last)) = (text.first_chunk(), text.last_chunk()) {
         half(first) | half(last)
     } else {

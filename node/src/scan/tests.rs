@@ -1,3 +1,5 @@
+//! The scanner against prost: both accept the same requests and find the same spans.
+
 use super::*;
 use crate::wire::arbitrary::{CASES, damage, request, unusual_request};
 use crate::wire::put_varint;
@@ -19,10 +21,7 @@ fn assert_agrees_with_prost(bytes: &[u8]) {
         (Err(ScanError::Malformed(malformed)), decoded) => {
             assert!(malformed.at <= bytes.len());
             let strict = matches!(malformed.problem, Problem::Group | Problem::Nesting);
-            assert!(
-                strict || decoded.is_err(),
-                "the scanner alone refuses it: {malformed}"
-            );
+            assert!(strict || decoded.is_err(), "the scanner alone refuses it: {malformed}");
             let _ = scan_trusted(bytes);
         }
         (Err(error), _) => panic!("{error}"),
@@ -60,18 +59,12 @@ fn assert_same_contents(bytes: &[u8], scan: &Scan, decoded: ExportTraceServiceRe
                 assert_eq!(scanned.scope as usize, scope);
                 assert_eq!(scanned.span_id.as_slice(), span.span_id);
                 assert_eq!(scanned.kind, u8::try_from(span.kind).unwrap_or(u8::MAX));
-                assert_eq!(
-                    scanned.root,
-                    span.parent_span_id.iter().all(|byte| *byte == 0)
-                );
+                assert_eq!(scanned.root, span.parent_span_id.iter().all(|byte| *byte == 0));
                 let id = TraceId(span.trace_id.as_slice().try_into().unwrap());
-                let trace = traces
-                    .iter()
-                    .position(|trace| trace.0 == id)
-                    .unwrap_or_else(|| {
-                        traces.push((id, 0, 0));
-                        traces.len() - 1
-                    });
+                let trace = traces.iter().position(|trace| trace.0 == id).unwrap_or_else(|| {
+                    traces.push((id, 0, 0));
+                    traces.len() - 1
+                });
                 traces[trace].1 += 1;
                 traces[trace].2 += scanned.bytes();
                 assert_eq!(scanned.trace as usize, trace);
@@ -99,11 +92,7 @@ fn assert_same_contents(bytes: &[u8], scan: &Scan, decoded: ExportTraceServiceRe
     let counts = (scan.resources.len(), scan.scopes.len(), scan.spans.len());
     assert_eq!(counts, (resource, scope, span_index));
     assert_eq!(scan.refused_span_count, refused);
-    let scanned: Vec<_> = scan
-        .traces
-        .iter()
-        .map(|t| (t.id, t.span_count, t.bytes))
-        .collect();
+    let scanned: Vec<_> = scan.traces.iter().map(|t| (t.id, t.span_count, t.bytes)).collect();
     assert_eq!(scanned, traces);
 }
 
@@ -193,10 +182,8 @@ fn problem(request: &[u8]) -> String {
 
 #[test]
 fn a_request_cut_anywhere_is_accepted_by_both_or_by_none() {
-    let attribute = framed(
-        9,
-        &[framed(1, b"key"), framed(2, &framed(1, "välue".as_bytes()))].concat(),
-    );
+    let attribute =
+        framed(9, &[framed(1, b"key"), framed(2, &framed(1, "välue".as_bytes()))].concat());
     let span = [span(1, 1), framed(5, b"name"), attribute].concat();
     let request = request_of_spans(&[span.clone(), span]).repeat(2);
     for end in 0..=request.len() {
@@ -218,11 +205,7 @@ fn nesting_is_accepted_up_to_the_limit() {
         for arrays in 0..60 {
             let request = nested(lists, arrays);
             let accepted = scan(&request).is_ok();
-            assert_eq!(
-                accepted,
-                5 + 3 * lists + 2 * arrays <= NESTING_MAX,
-                "{lists}, {arrays}"
-            );
+            assert_eq!(accepted, 5 + 3 * lists + 2 * arrays <= NESTING_MAX, "{lists}, {arrays}");
             assert_agrees_with_prost(&request);
         }
     }
@@ -279,45 +262,27 @@ fn every_field_is_accepted_with_every_wire_type_by_both_or_by_none() {
 #[test]
 fn an_error_says_what_and_where() {
     let with = |field: Vec<u8>| request_of_spans(&[[span(1, 1), field].concat()]);
-    assert_eq!(
-        problem(&with(framed(5, b"caf\xe9!"))),
-        "invalid UTF-8 in name of span at byte 39"
-    );
+    assert_eq!(problem(&with(framed(5, b"caf\xe9!"))), "invalid UTF-8 in name of span at byte 39");
     assert_eq!(problem(&with(vec![0x5b, 0x5c])), "group in span at byte 34");
     assert_eq!(
         problem(&with(vec![0x2d, 0, 0, 0, 0])),
         "wrong wire type in name of span at byte 34"
     );
-    assert_eq!(
-        problem(&with(vec![0x2a, 5, b'a'])),
-        "truncated field in span at byte 34"
-    );
-    assert_eq!(
-        problem(&with(vec![0x30; 1])),
-        "truncated field in span at byte 35"
-    );
+    assert_eq!(problem(&with(vec![0x2a, 5, b'a'])), "truncated field in span at byte 34");
+    assert_eq!(problem(&with(vec![0x30; 1])), "truncated field in span at byte 35");
     assert_eq!(
         problem(&with([&[0x30][..], &[0x80; 10]].concat())),
         "overlong varint in span at byte 35"
     );
-    assert_eq!(
-        problem(&[0x00, 0x00]),
-        "invalid field tag in request at byte 0"
-    );
-    assert_eq!(
-        problem(&[0x08, 0x00]),
-        "wrong wire type in resource spans at byte 0"
-    );
+    assert_eq!(problem(&[0x00, 0x00]), "invalid field tag in request at byte 0");
+    assert_eq!(problem(&[0x08, 0x00]), "wrong wire type in resource spans at byte 0");
 }
 
 #[test]
 fn an_empty_request_has_nothing_and_is_valid() {
     assert_eq!(scan(&[]), Ok(Scan::default()));
     // Neither have resources and scopes without spans.
-    assert_eq!(
-        scan(&framed(1, &framed(2, &framed(1, b"")))),
-        Ok(Scan::default())
-    );
+    assert_eq!(scan(&framed(1, &framed(2, &framed(1, b"")))), Ok(Scan::default()));
 }
 
 #[test]
@@ -331,10 +296,7 @@ fn zero_and_wrong_length_ids_are_refused_and_the_rest_is_taken() {
         span(1, 1),
     ]);
     let scan = scan(&request).unwrap();
-    assert_eq!(
-        (scan.refused_span_count, scan.spans.len(), scan.traces.len()),
-        (5, 1, 1)
-    );
+    assert_eq!((scan.refused_span_count, scan.spans.len(), scan.traces.len()), (5, 1, 1));
 }
 
 #[test]
@@ -349,12 +311,7 @@ fn the_last_of_repeated_ids_counts() {
 #[test]
 fn unknown_fields_stay_with_their_header() {
     let unknown = |text: &[u8]| [&[0xfa, 0x3f][..], &framed(15, text)[1..]].concat();
-    let scope = [
-        unknown(b"before"),
-        framed(2, &span(1, 1)),
-        unknown(b"after"),
-    ]
-    .concat();
+    let scope = [unknown(b"before"), framed(2, &span(1, 1)), unknown(b"after")].concat();
     let resource = [framed(2, &scope), framed(3, b"url"), unknown(b"last")].concat();
     let request = framed(1, &resource);
     let scan = scan(&request).unwrap();

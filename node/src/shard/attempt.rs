@@ -1,8 +1,8 @@
 //! One export attempt of one trace, over all its tries (PROTOCOL.md, D2 and D3).
 //!
 //! The spans of an attempt never change; which sinks still owe an acknowledgement does. An attempt
-//! that is not in flight and owes nothing is over. Tries are spaced by a backoff that doubles and is
-//! spread by the trace id, so that traces which failed together do not come back together.
+//! that is not in flight and owes nothing is over. Tries are spaced by a backoff that doubles and
+//! is spread by the trace id, so that traces which failed together do not come back together.
 
 use super::Effect;
 use crate::sink::Attempt;

@@ -140,9 +140,8 @@ impl Shard {
             reply.verdict = trace.verdict.into();
         });
         self.after_change(index, now_ms);
-        let says_something = !reply.wanted.is_empty()
-            || !reply.done.is_empty()
-            || reply.verdict() != Verdict::None;
+        let says_something =
+            !reply.wanted.is_empty() || !reply.done.is_empty() || reply.verdict() != Verdict::None;
         says_something.then_some(reply)
     }
 }

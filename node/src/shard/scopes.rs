@@ -48,9 +48,8 @@ impl Scopes {
     pub(crate) fn intern(&mut self, resource: Box<[u8]>, scope: Box<[u8]>) -> Arc<Scope> {
         let resource = self.intern_resource(resource);
         let hash = self.hash(&scope) ^ Arc::as_ptr(&resource).addr() as u64;
-        let same = |known: &Arc<Scope>| {
-            Arc::ptr_eq(&known.resource, &resource) && known.fields == scope
-        };
+        let same =
+            |known: &Arc<Scope>| Arc::ptr_eq(&known.resource, &resource) && known.fields == scope;
         if let Some(known) = self.scopes.find(hash, same) {
             return Arc::clone(known);
         }
@@ -72,9 +71,8 @@ impl Scopes {
         let resource = Arc::new(Resource { fields });
         self.bytes += resource_bytes(&resource);
         let hash_key = self.hash_key;
-        self.resources.insert_unique(hash, Arc::clone(&resource), |known| {
-            hash_of(hash_key, &known.fields)
-        });
+        self.resources
+            .insert_unique(hash, Arc::clone(&resource), |known| hash_of(hash_key, &known.fields));
         resource
     }
 

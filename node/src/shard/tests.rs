@@ -98,8 +98,7 @@ impl Rig {
         let now = Instant::now();
         let placement = placement(members);
         let sinks = SinkSet::first(1);
-        let shard =
-            Shard::new(me.into(), KEY, LIMITS, sinks, decide, Arc::clone(&placement), now);
+        let shard = Shard::new(me.into(), KEY, LIMITS, sinks, decide, Arc::clone(&placement), now);
         let mut rig = Self { shard, now, placement: Arc::clone(&placement) };
         rig.view(placement, MemberState::Active);
         rig

@@ -264,8 +264,7 @@ impl Trace {
         for stored in &self.stored {
             let range = stored.first as usize..(stored.first + stored.count) as usize;
             let words = &self.words[range];
-            let is_wanted =
-                |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
+            let is_wanted = |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
             let count = words.iter().filter(|word| is_wanted(word)).count();
             if count == words.len() {
                 chunks.push(stored.chunk.clone());
@@ -295,9 +294,8 @@ impl Trace {
         let mut index = HashTable::with_capacity(self.words.len() * 2);
         for (at, word) in self.words.iter().enumerate() {
             let at = u32::try_from(at).unwrap_or(u32::MAX);
-            index.insert_unique(word & !STATE_BITS, at, |&at| {
-                self.words[at as usize] & !STATE_BITS
-            });
+            index
+                .insert_unique(word & !STATE_BITS, at, |&at| self.words[at as usize] & !STATE_BITS);
         }
         self.index = Some(Box::new(index));
     }

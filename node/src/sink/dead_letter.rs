@@ -82,17 +82,7 @@ impl DeadLetters {
         metrics.bytes.inc_by(size as i64);
         let (refusals, health) = (Pace::default(), Health::new(Gauge::default()));
         let size = Mutex::new(size);
-        Self {
-            inner: Arc::new(Inner {
-                path,
-                sink,
-                clock,
-                metrics,
-                refusals,
-                health,
-                size,
-            }),
-        }
+        Self { inner: Arc::new(Inner { path, sink, clock, metrics, refusals, health, size }) }
     }
 
     /// The file.
@@ -114,13 +104,7 @@ impl DeadLetters {
     /// Writes an attempt that a sink will never take, and says what became of it. Blocks on the
     /// disk.
     pub(super) fn refuse(&self, attempt: &Attempt, reason: &str) -> Outcome {
-        let Inner {
-            path,
-            sink,
-            refusals,
-            health,
-            ..
-        } = &*self.inner;
+        let Inner { path, sink, refusals, health, .. } = &*self.inner;
         match self.write(attempt, reason) {
             Ok(()) => {
                 health.up();
@@ -133,11 +117,7 @@ impl DeadLetters {
             Err(error) => {
                 if health.down() {
                     let error: &dyn std::error::Error = &error;
-                    tracing::error!(
-                        sink,
-                        error,
-                        "a trace that is refused cannot become a letter"
-                    );
+                    tracing::error!(sink, error, "a trace that is refused cannot become a letter");
                 }
                 Outcome::AGAIN
             }
@@ -154,9 +134,7 @@ impl Drop for Inner {
 
 impl Inner {
     fn line(&self, attempt: &Attempt, reason: &str) -> Vec<u8> {
-        let time = (self.clock)()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let time = (self.clock)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let letter = Letter {
             sink: &self.sink,
             reason,
@@ -172,19 +150,14 @@ impl Inner {
 
     /// The size of the file with the line.
     fn append(&self, line: &[u8]) -> Result<u64, DeadLetterError> {
-        let error = |source| DeadLetterError::Write {
-            path: self.path.clone(),
-            source,
-        };
+        let error = |source| DeadLetterError::Write { path: self.path.clone(), source };
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory).map_err(error)?;
         }
         let mut file = LineFile::open(&self.path).map_err(error)?;
         let size = file.bytes().map_err(error)? + line.len() as u64;
         if size > DEAD_LETTER_BYTES_MAX {
-            return Err(DeadLetterError::Full {
-                path: self.path.clone(),
-            });
+            return Err(DeadLetterError::Full { path: self.path.clone() });
         }
         file.append(line).map_err(error)?;
         Ok(size)
@@ -200,12 +173,7 @@ mod tests {
 
     fn letters(path: PathBuf) -> DeadLetters {
         let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH + Duration::from_nanos(12_345));
-        DeadLetters::new(
-            path,
-            "otlp".into(),
-            clock,
-            &Metrics::register(&mut Registry::default()),
-        )
+        DeadLetters::new(path, "otlp".into(), clock, &Metrics::register(&mut Registry::default()))
     }
 
     #[test]
@@ -213,16 +181,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let letters = letters(directory.path().join("dead-letters/otlp.jsonl"));
         let attempts = [trace(1, 3), trace(2, 1)];
-        attempts
-            .iter()
-            .for_each(|attempt| letters.write(attempt, "too \"odd\"\n").unwrap());
+        attempts.iter().for_each(|attempt| letters.write(attempt, "too \"odd\"\n").unwrap());
         let text = fs::read_to_string(letters.path()).unwrap();
         assert_eq!(letters.inner.metrics.bytes.get(), text.len() as i64);
         assert_eq!(letters.inner.metrics.spans.get(), 4);
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         for (line, attempt) in lines.iter().zip(&attempts) {
             assert_eq!(line["sink"], "otlp");
@@ -243,11 +207,8 @@ mod tests {
         // A sparse file of the largest size, which ends in a whole line.
         let file = fs::File::create(&path).unwrap();
         file.set_len(DEAD_LETTER_BYTES_MAX - 10).unwrap();
-        io::Write::write_all(
-            &mut fs::OpenOptions::new().append(true).open(&path).unwrap(),
-            b"\n",
-        )
-        .unwrap();
+        io::Write::write_all(&mut fs::OpenOptions::new().append(true).open(&path).unwrap(), b"\n")
+            .unwrap();
         let letters = letters(path.clone());
         let size = fs::metadata(&path).unwrap().len();
         let refused = letters.write(&trace(1, 1), "no").unwrap_err();
@@ -275,9 +236,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let blocked = directory.path().join("file");
         fs::write(&blocked, "").unwrap();
-        let refused = letters(blocked.join("otlp.jsonl"))
-            .write(&trace(1, 1), "no")
-            .unwrap_err();
+        let refused = letters(blocked.join("otlp.jsonl")).write(&trace(1, 1), "no").unwrap_err();
         assert!(refused.to_string().contains("file/otlp.jsonl"));
     }
 }

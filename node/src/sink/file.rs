@@ -42,17 +42,10 @@ pub(super) struct LineFile<S = File> {
 
 /// Opens the file of a sink, and locks it until the sink is gone.
 pub(super) fn open(sink: &str, path: &Path) -> Result<LineFile, StartError> {
-    let error = |source| StartError::Open {
-        sink: sink.into(),
-        path: path.into(),
-        source,
-    };
+    let error = |source| StartError::Open { sink: sink.into(), path: path.into(), source };
     let file = append_to(path).map_err(error)?;
     file.try_lock().map_err(|cause| match cause {
-        TryLockError::WouldBlock => StartError::Locked {
-            sink: sink.into(),
-            path: path.into(),
-        },
+        TryLockError::WouldBlock => StartError::Locked { sink: sink.into(), path: path.into() },
         TryLockError::Error(source) => error(source),
     })?;
     let mut first = [b'{'];
@@ -60,20 +53,13 @@ pub(super) fn open(sink: &str, path: &Path) -> Result<LineFile, StartError> {
         file.read_exact_at(&mut first, 0).map_err(error)?;
     }
     if first != *b"{" {
-        return Err(StartError::Foreign {
-            sink: sink.into(),
-            path: path.into(),
-        });
+        return Err(StartError::Foreign { sink: sink.into(), path: path.into() });
     }
     LineFile::whole(file, path).map_err(error)
 }
 
 fn append_to(path: &Path) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .read(true)
-        .append(true)
-        .open(path)
+    File::options().create(true).read(true).append(true).open(path)
 }
 
 impl LineFile {
@@ -90,10 +76,7 @@ impl LineFile {
             let path = path.display();
             tracing::warn!(%path, bytes = bytes - whole, "cut off a line that a crash left torn");
         }
-        Ok(Self {
-            storage: file,
-            torn: None,
-        })
+        Ok(Self { storage: file, torn: None })
     }
 }
 
@@ -103,11 +86,7 @@ fn whole_bytes(file: &File, bytes: u64) -> io::Result<u64> {
     let mut end = bytes;
     while end > 0 {
         // The last byte alone first: nearly always it ends a line.
-        let step = if end == bytes {
-            1
-        } else {
-            end.min(SEARCH_BYTES as u64)
-        };
+        let step = if end == bytes { 1 } else { end.min(SEARCH_BYTES as u64) };
         let start = end - step;
         let part = &mut block[..step as usize];
         file.read_exact_at(part, start)?;
@@ -141,14 +120,11 @@ impl<S: Storage> Lines for LineFile<S> {
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.mend()?;
         let whole = self.storage.bytes()?;
-        self.storage
-            .write_all(line)
-            .and_then(|()| self.storage.flush())
-            .inspect_err(|_| {
-                self.torn = Some(whole);
-                // The write's error is the one to tell; should this fail too, the next line mends.
-                let _ = self.mend();
-            })
+        self.storage.write_all(line).and_then(|()| self.storage.flush()).inspect_err(|_| {
+            self.torn = Some(whole);
+            // The write's error is the one to tell; should this fail too, the next line mends.
+            let _ = self.mend();
+        })
     }
 }
 
@@ -194,24 +170,14 @@ mod tests {
     }
 
     fn disk(room: usize, cuts: bool) -> LineFile<Disk> {
-        LineFile {
-            storage: Disk {
-                bytes: Vec::new(),
-                room,
-                cuts,
-            },
-            torn: None,
-        }
+        LineFile { storage: Disk { bytes: Vec::new(), room, cuts }, torn: None }
     }
 
     #[test]
     fn full_disk_leaves_whole_lines() {
         let mut file = disk(10, true);
         file.append(b"{one}\n").unwrap();
-        assert_eq!(
-            file.append(b"{two}\n").unwrap_err().kind(),
-            io::ErrorKind::StorageFull
-        );
+        assert_eq!(file.append(b"{two}\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(file.storage.bytes, b"{one}\n");
         file.storage.room = 20;
         file.append(b"{two}\n").unwrap();
@@ -225,10 +191,7 @@ mod tests {
         file.append(b"{two}\n").unwrap_err();
         assert_eq!(file.storage.bytes, b"{one}\n{two");
         file.storage.room = 100;
-        assert!(
-            file.append(b"{three}\n").is_err(),
-            "nothing may follow half a line"
-        );
+        assert!(file.append(b"{three}\n").is_err(), "nothing may follow half a line");
         file.storage.cuts = true;
         file.append(b"{three}\n").unwrap();
         assert_eq!(file.storage.bytes, b"{one}\n{three}\n");
@@ -252,10 +215,7 @@ mod tests {
             let mut file = open("file", &path).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), after);
             file.append(b"{\"b\":2}\n").unwrap();
-            assert_eq!(
-                fs::read_to_string(&path).unwrap(),
-                format!("{after}{{\"b\":2}}\n")
-            );
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{after}{{\"b\":2}}\n"));
         }
     }
 
@@ -276,10 +236,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notes.txt");
         fs::write(&path, "dear diary").unwrap();
-        assert!(matches!(
-            open("file", &path),
-            Err(StartError::Foreign { .. })
-        ));
+        assert!(matches!(open("file", &path), Err(StartError::Foreign { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "dear diary");
     }
 
@@ -289,12 +246,7 @@ mod tests {
         let path = directory.path().join("traces.jsonl");
         let mut file = open("file", &path).unwrap();
         file.append(b"{one}\n").unwrap();
-        File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         file.append(b"{two}\n").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"{two}\n");
     }

@@ -49,11 +49,7 @@ impl Health {
     /// Works until it is told otherwise.
     pub(super) fn new(gauge: Gauge) -> Self {
         gauge.set(1);
-        Self {
-            gauge,
-            state: Mutex::new(State::Up),
-            pace: Pace::default(),
-        }
+        Self { gauge, state: Mutex::new(State::Up), pace: Pace::default() }
     }
 
     /// It failed for now. True when that should be logged.
@@ -87,10 +83,7 @@ mod tests {
         let gauge = Gauge::default();
         let health = Health::new(gauge.clone());
         assert_eq!(gauge.get(), 1);
-        assert_eq!(
-            (health.up(), health.down(), health.down()),
-            (false, true, false)
-        );
+        assert_eq!((health.up(), health.down(), health.down()), (false, true, false));
         assert_eq!(gauge.get(), 0);
         assert_eq!((health.up(), health.up()), (true, false));
         assert_eq!(gauge.get(), 1);

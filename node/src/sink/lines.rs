@@ -23,11 +23,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// What is there goes at once; 4 MiB of spans are encoded in well under a second.
-const BATCHING: Batching = Batching {
-    count_min: 1,
-    linger: Duration::ZERO,
-    bytes_max: 4 << 20,
-};
+const BATCHING: Batching = Batching { count_min: 1, linger: Duration::ZERO, bytes_max: 4 << 20 };
 
 /// Takes lines, each ended by a newline.
 pub(super) trait Lines: Send + 'static {
@@ -56,14 +52,7 @@ impl<L: Lines> Worker<L> {
         dead_letters: DeadLetters,
     ) -> Self {
         let health = Arc::new(Health::new(metrics.up.clone()));
-        Self {
-            lines,
-            path,
-            to_line,
-            metrics,
-            health,
-            dead_letters,
-        }
+        Self { lines, path, to_line, metrics, health, dead_letters }
     }
 
     /// Works until nobody submits any more, or `stop`.
@@ -76,10 +65,7 @@ impl<L: Lines> Worker<L> {
                 batch = inbox.next_batch(&BATCHING) => batch,
             };
             let Some(batch) = batch else { return };
-            let attempts: Vec<_> = batch
-                .iter()
-                .map(|pending| pending.attempt.clone())
-                .collect();
+            let attempts: Vec<_> = batch.iter().map(|pending| pending.attempt.clone()).collect();
             let (path, health) = (worker.path.clone(), worker.health.clone());
             let mut writing = spawn_blocking(move || {
                 let outcomes = worker.write(&attempts);
@@ -100,10 +86,7 @@ impl<L: Lines> Worker<L> {
             let Some((returned, outcomes)) = joined(written) else {
                 return;
             };
-            batch
-                .into_iter()
-                .zip(outcomes)
-                .for_each(|(pending, outcome)| pending.answer(outcome));
+            batch.into_iter().zip(outcomes).for_each(|(pending, outcome)| pending.answer(outcome));
             worker = returned;
         }
     }
@@ -112,11 +95,7 @@ impl<L: Lines> Worker<L> {
         let mut works = true;
         let mut outcomes = Vec::with_capacity(attempts.len());
         for attempt in attempts {
-            let outcome = if works {
-                self.write_one(attempt)
-            } else {
-                Outcome::AGAIN
-            };
+            let outcome = if works { self.write_one(attempt) } else { Outcome::AGAIN };
             works &= !matches!(outcome, Outcome::Again { .. });
             outcomes.push(outcome);
         }
@@ -196,12 +175,7 @@ mod tests {
     impl Target {
         fn new(room: usize) -> Self {
             let (text, begun) = (Arc::default(), Arc::default());
-            Self {
-                text,
-                room: Arc::new(Mutex::new(room)),
-                go: None,
-                begun,
-            }
+            Self { text, room: Arc::new(Mutex::new(room)), go: None, begun }
         }
 
         fn text(&self) -> String {
@@ -244,20 +218,11 @@ mod tests {
         let (sink, inbox) = queue("file".into(), 1 << 20, metrics.queue_bytes.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(worker.run(inbox, CancellationToken::new()));
-        Rig {
-            sink,
-            metrics,
-            letters,
-            _worker: tasks,
-            _directory: directory,
-        }
+        Rig { sink, metrics, letters, _worker: tasks, _directory: directory }
     }
 
     async fn export(rig: &Rig, attempts: Vec<Arc<Attempt>>) -> Vec<Outcome> {
-        let receivers: Vec<_> = attempts
-            .into_iter()
-            .map(|a| rig.sink.submit(a).unwrap())
-            .collect();
+        let receivers: Vec<_> = attempts.into_iter().map(|a| rig.sink.submit(a).unwrap()).collect();
         let mut outcomes = Vec::new();
         for receiver in receivers {
             outcomes.push(receiver.await.unwrap());
@@ -277,10 +242,7 @@ mod tests {
         for (line, attempt) in text.lines().zip(&attempts) {
             let request: ExportTraceServiceRequest = serde_json::from_str(line).unwrap();
             let wanted = request::encode_whole(slice::from_ref(attempt));
-            assert_eq!(
-                span_ids(&[request.encode_to_vec().into()]),
-                span_ids(&[wanted])
-            );
+            assert_eq!(span_ids(&[request.encode_to_vec().into()]), span_ids(&[wanted]));
             assert!(line.contains(&format!("\"traceId\":\"{}\"", attempt.trace_id)));
             assert!(line.contains("\"startTimeUnixNano\":\"1700000000000000000\""));
         }
@@ -295,21 +257,12 @@ mod tests {
         // The last would still fit, but it is not tried after one that did not.
         let traces = vec![trace(1, 2), trace(2, 2), trace(3, 2), trace(4, 1)];
         let outcomes = export(&rig, traces).await;
-        assert_eq!(
-            outcomes[..2],
-            [Outcome::Acknowledged, Outcome::Acknowledged]
-        );
+        assert_eq!(outcomes[..2], [Outcome::Acknowledged, Outcome::Acknowledged]);
         assert_eq!(outcomes[2..], [Outcome::AGAIN, Outcome::AGAIN]);
         assert_eq!((rig.metrics.spans.get(), rig.metrics.up.get()), (4, 0));
         *target.room.lock().unwrap() = 1 << 20;
-        assert_eq!(
-            export(&rig, vec![trace(3, 2)]).await,
-            [Outcome::Acknowledged]
-        );
-        assert_eq!(
-            (rig.metrics.up.get(), target.text().lines().count()),
-            (1, 3)
-        );
+        assert_eq!(export(&rig, vec![trace(3, 2)]).await, [Outcome::Acknowledged]);
+        assert_eq!((rig.metrics.up.get(), target.text().lines().count()), (1, 3));
         assert!(!rig.letters.exists());
     }
 
@@ -347,10 +300,7 @@ mod tests {
         tokio::time::resume();
         go.send(()).unwrap();
         go.send(()).unwrap();
-        assert_eq!(
-            export(&rig, vec![trace(2, 1)]).await,
-            [Outcome::Acknowledged]
-        );
+        assert_eq!(export(&rig, vec![trace(2, 1)]).await, [Outcome::Acknowledged]);
         assert_eq!(rig.metrics.up.get(), 1);
     }
 }

@@ -73,11 +73,7 @@ impl Metrics {
         registry.register("sink_spans", "Spans that a sink acknowledged", m.spans);
         let help = "Spans that a sink rejected for good while it accepted the rest of a request";
         registry.register("sink_spans_rejected", help, m.spans_rejected);
-        registry.register(
-            "sink_seconds",
-            "Time a sink took for one request or line",
-            m.seconds,
-        );
+        registry.register("sink_seconds", "Time a sink took for one request or line", m.seconds);
         registry.register("sink_up", "1 unless the last attempt failed for now", m.up);
         let help = "Bytes of spans that wait in a queue or were taken from it and not yet answered";
         registry.register("queue_bytes", help, m.queue_bytes);
@@ -89,24 +85,20 @@ impl Metrics {
     }
 
     pub(super) fn sink(&self, name: &str) -> SinkMetrics {
-        let label = SinkLabel {
-            sink: name.to_owned(),
-        };
+        let label = SinkLabel { sink: name.to_owned() };
         SinkMetrics {
             spans: self.spans.get_or_create_owned(&label),
             spans_rejected: self.spans_rejected.get_or_create_owned(&label),
             seconds: self.seconds.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
-            queue_bytes: self.queue_bytes.get_or_create_owned(&QueueLabel {
-                queue: format!("sink_{name}"),
-            }),
+            queue_bytes: self
+                .queue_bytes
+                .get_or_create_owned(&QueueLabel { queue: format!("sink_{name}") }),
         }
     }
 
     pub(super) fn dead_letters(&self, name: &str) -> DeadLetterMetrics {
-        let label = SinkLabel {
-            sink: name.to_owned(),
-        };
+        let label = SinkLabel { sink: name.to_owned() };
         DeadLetterMetrics {
             spans: self.spans_dead_lettered.get_or_create_owned(&label),
             bytes: self.dead_letter_bytes.clone(),
@@ -142,10 +134,7 @@ mod tests {
             "tracemesh_spans_dead_lettered_total{sink=\"otlp\"} 1",
             "tracemesh_dead_letter_bytes 0",
         ] {
-            assert!(
-                text.lines().any(|have| have == line),
-                "{line} is missing in\n{text}"
-            );
+            assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");
         }
     }
 }

@@ -72,19 +72,13 @@ impl Worker {
             metrics,
             dead_letters,
         };
-        Self {
-            exporter: Arc::new(exporter),
-        }
+        Self { exporter: Arc::new(exporter) }
     }
 
     /// Works until nobody submits any more, or `stop`; then finishes what is in flight.
     pub(super) async fn run(self, mut inbox: Inbox, stop: CancellationToken) {
         let bytes_max = self.exporter.request_bytes_max;
-        let batching = Batching {
-            count_min: TRACES_MIN,
-            linger: LINGER,
-            bytes_max,
-        };
+        let batching = Batching { count_min: TRACES_MIN, linger: LINGER, bytes_max };
         let mut in_flight = JoinSet::new();
         loop {
             while in_flight.len() >= REQUESTS_IN_FLIGHT_MAX {
@@ -116,18 +110,20 @@ impl Exporter {
                 continue;
             }
             match self.send(&part).await {
-                Answer::Taken {
-                    rejected_span_count,
-                    message,
-                } => {
+                Answer::Taken { rejected_span_count, message } => {
                     self.on_taken(&part, rejected_span_count, &message);
-                    part.into_iter()
-                        .for_each(|pending| pending.answer(Outcome::Acknowledged));
+                    part.into_iter().for_each(|pending| pending.answer(Outcome::Acknowledged));
                 }
                 Answer::Later { after, reason } => {
                     self.on_later(&reason);
                     let rest = parts.into_iter().flatten().chain(part);
                     return rest.for_each(|pending| pending.answer(Outcome::Again { after }));
+                }
+                Answer::Unanswered { reason } => {
+                    self.on_later(&reason);
+                    part.into_iter().for_each(|pending| pending.answer(Outcome::Unanswered));
+                    let rest = parts.into_iter().flatten();
+                    return rest.for_each(|pending| pending.answer(Outcome::AGAIN));
                 }
                 Answer::Never { reason } if part.len() == 1 => {
                     for pending in part {
@@ -155,24 +151,20 @@ impl Exporter {
             let start = Instant::now();
             let answer = self.client.call(request, deadline).await;
             self.metrics.seconds.observe(start.elapsed().as_secs_f64());
-            if !matches!(answer, Answer::Later { .. }) {
+            if !matches!(answer, Answer::Later { .. } | Answer::Unanswered { .. }) {
                 self.on_answer();
             }
             match answer {
-                Answer::Taken {
-                    rejected_span_count,
-                    message,
-                } if rejected_span_count > 0 => {
+                Answer::Taken { rejected_span_count, message } if rejected_span_count > 0 => {
                     rejected = (rejected_span_count.saturating_add(rejected.0), message);
                 }
                 Answer::Taken { .. } => {}
-                Answer::Later { .. } | Answer::Never { .. } => return answer,
+                Answer::Later { .. } | Answer::Unanswered { .. } | Answer::Never { .. } => {
+                    return answer;
+                }
             }
         }
-        Answer::Taken {
-            rejected_span_count: rejected.0,
-            message: rejected.1,
-        }
+        Answer::Taken { rejected_span_count: rejected.0, message: rejected.1 }
     }
 
     /// Rejected spans cannot be told from the others, and OTLP forbids to send them again: they are
@@ -185,13 +177,7 @@ impl Exporter {
         if rejected_span_count > 0 && self.rejections.due() {
             let (sink, endpoint) = (self.client.sink(), self.client.endpoint());
             let span_count = rejected_span_count;
-            tracing::warn!(
-                sink,
-                endpoint,
-                span_count,
-                message,
-                "sink rejected spans for good"
-            );
+            tracing::warn!(sink, endpoint, span_count, message, "sink rejected spans for good");
         }
     }
 

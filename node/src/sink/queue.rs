@@ -24,20 +24,8 @@ pub(super) fn queue(name: String, bytes_max: usize, gauge: Gauge) -> (Arc<Queue>
     let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX).max(1);
     let (sender, receiver) = mpsc::channel(ATTEMPTS_MAX);
     let bytes = Arc::new(Semaphore::new(bytes_max as usize));
-    let queue = Queue {
-        name,
-        sender,
-        bytes,
-        bytes_max,
-        gauge,
-    };
-    (
-        Arc::new(queue),
-        Inbox {
-            receiver,
-            carried: None,
-        },
-    )
+    let queue = Queue { name, sender, bytes, bytes_max, gauge };
+    (Arc::new(queue), Inbox { receiver, carried: None })
 }
 
 /// The end of the queue that the owners of traces have.
@@ -55,27 +43,13 @@ impl Sink for Queue {
     }
 
     fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
-        let bytes = u32::try_from(attempt.bytes)
-            .unwrap_or(u32::MAX)
-            .min(self.bytes_max);
-        let permit = self
-            .bytes
-            .clone()
-            .try_acquire_many_owned(bytes)
-            .map_err(|_| QueueFull)?;
+        let bytes = u32::try_from(attempt.bytes).unwrap_or(u32::MAX).min(self.bytes_max);
+        let permit = self.bytes.clone().try_acquire_many_owned(bytes).map_err(|_| QueueFull)?;
         let (answer, outcome) = oneshot::channel();
-        let counted = Counted {
-            gauge: self.gauge.clone(),
-            permit,
-        };
+        let counted = Counted { gauge: self.gauge.clone(), permit };
         counted.gauge.inc_by(i64::from(bytes));
         let queued = Instant::now();
-        let pending = Pending {
-            attempt,
-            queued,
-            answer: Some(answer),
-            _counted: counted,
-        };
+        let pending = Pending { attempt, queued, answer: Some(answer), _counted: counted };
         // Dropped when the worker has ended or there are too many: nothing was taken.
         self.sender.try_send(pending).map_err(|_| QueueFull)?;
         Ok(outcome)
@@ -184,10 +158,7 @@ impl Inbox {
             None => self.receiver.recv().await,
             Some(first) if count < batching.count_min => {
                 let deadline = first.queued + batching.linger;
-                timeout_at(deadline, self.receiver.recv())
-                    .await
-                    .ok()
-                    .flatten()
+                timeout_at(deadline, self.receiver.recv()).await.ok().flatten()
             }
             Some(_) => self.receiver.try_recv().ok(),
         }
@@ -202,11 +173,7 @@ mod tests {
     const LINGER: Duration = Duration::from_millis(200);
 
     fn batching(count_min: usize, bytes_max: usize) -> Batching {
-        Batching {
-            count_min,
-            linger: LINGER,
-            bytes_max,
-        }
+        Batching { count_min, linger: LINGER, bytes_max }
     }
 
     #[tokio::test]
@@ -219,11 +186,7 @@ mod tests {
         assert_eq!(queue.submit(attempt.clone()).unwrap_err(), QueueFull);
         assert_eq!(gauge.get(), 2 * attempt.bytes as i64);
         let mut batch = inbox.next_batch(&batching(2, 1 << 20)).await.unwrap();
-        assert_eq!(
-            queue.submit(attempt.clone()).unwrap_err(),
-            QueueFull,
-            "still on its way"
-        );
+        assert_eq!(queue.submit(attempt.clone()).unwrap_err(), QueueFull, "still on its way");
         batch.remove(0).answer(Outcome::Acknowledged);
         assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
         let _third = queue.submit(attempt.clone()).unwrap();
@@ -263,25 +226,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn enough_go_at_once_with_all_that_is_there() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        let outcomes: Vec<_> = (0..20)
-            .map(|n| queue.submit(trace(n + 1, 1)).unwrap())
-            .collect();
+        let outcomes: Vec<_> = (0..20).map(|n| queue.submit(trace(n + 1, 1)).unwrap()).collect();
         let start = Instant::now();
         let batch = inbox.next_batch(&batching(16, 1 << 20)).await.unwrap();
-        assert_eq!(
-            (batch.len(), start.elapsed()),
-            (outcomes.len(), Duration::ZERO)
-        );
+        assert_eq!((batch.len(), start.elapsed()), (outcomes.len(), Duration::ZERO));
     }
 
     #[tokio::test]
     async fn batch_ends_at_the_size_of_a_request_and_carries_the_rest_over() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
         let traces: Vec<_> = (1..=5).map(|n| trace(n, 4)).collect();
-        let outcomes: Vec<_> = traces
-            .iter()
-            .map(|t| queue.submit(t.clone()).unwrap())
-            .collect();
+        let outcomes: Vec<_> = traces.iter().map(|t| queue.submit(t.clone()).unwrap()).collect();
         // Each trace has its own resource and scope: about 100 bytes more than its spans.
         let bytes_max = 2 * (traces[0].bytes + 150);
         let mut sizes = Vec::new();
@@ -292,10 +247,7 @@ mod tests {
             pulled.extend(batch.iter().map(|pending| pending.attempt.trace_id));
         }
         assert_eq!(sizes, [2, 2, 1]);
-        assert_eq!(
-            pulled,
-            traces.iter().map(|t| t.trace_id).collect::<Vec<_>>()
-        );
+        assert_eq!(pulled, traces.iter().map(|t| t.trace_id).collect::<Vec<_>>());
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,21 +35,13 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes: 0,
-            bytes_max,
-            scopes: BTreeSet::new(),
-            resources: BTreeSet::new(),
-        }
+        Self { bytes: 0, bytes_max, scopes: BTreeSet::new(), resources: BTreeSet::new() }
     }
 
     /// Takes the room of an attempt. False when the request is over its size with it: then it is
     /// closed, and the attempt belongs into the next.
     pub(super) fn take(&mut self, attempt: &Attempt) -> bool {
-        attempt
-            .chunks
-            .iter()
-            .all(|chunk| self.take_spans(&chunk.scope, chunk.spans.len()))
+        attempt.chunks.iter().all(|chunk| self.take_spans(&chunk.scope, chunk.spans.len()))
     }
 
     fn take_spans(&mut self, scope: &Arc<Scope>, span_bytes: usize) -> bool {
@@ -159,33 +151,19 @@ impl<'a> Plan<'a> {
 
     fn add_scope(&mut self, scope: &'a Arc<Scope>) -> usize {
         let index = self.scopes.len();
-        self.scopes.push(ScopePart {
-            scope,
-            spans: Vec::new(),
-            bytes: scope.fields.len(),
-        });
+        self.scopes.push(ScopePart { scope, spans: Vec::new(), bytes: scope.fields.len() });
         self.scope_index.insert(address(scope), index);
         let resources = &mut self.resources;
-        let resource = *self
-            .resource_index
-            .entry(address(&scope.resource))
-            .or_insert_with(|| {
-                resources.push(ResourcePart {
-                    resource: &scope.resource,
-                    scopes: Vec::new(),
-                });
-                resources.len() - 1
-            });
+        let resource = *self.resource_index.entry(address(&scope.resource)).or_insert_with(|| {
+            resources.push(ResourcePart { resource: &scope.resource, scopes: Vec::new() });
+            resources.len() - 1
+        });
         self.resources[resource].scopes.push(index);
         index
     }
 
     fn encode(&self) -> Bytes {
-        let lengths: Vec<usize> = self
-            .resources
-            .iter()
-            .map(|part| self.length(part))
-            .collect();
+        let lengths: Vec<usize> = self.resources.iter().map(|part| self.length(part)).collect();
         let mut request = Vec::with_capacity(lengths.iter().copied().map(framed_length).sum());
         for (part, length) in self.resources.iter().zip(lengths) {
             put_header(&mut request, RESOURCE_SPANS, length);
@@ -193,10 +171,7 @@ impl<'a> Plan<'a> {
             for scope in part.scopes.iter().map(|index| &self.scopes[*index]) {
                 put_header(&mut request, SCOPE_SPANS, scope.bytes);
                 request.extend_from_slice(&scope.scope.fields);
-                scope
-                    .spans
-                    .iter()
-                    .for_each(|spans| request.extend_from_slice(spans));
+                scope.spans.iter().for_each(|spans| request.extend_from_slice(spans));
             }
         }
         Bytes::from(request)
@@ -204,10 +179,7 @@ impl<'a> Plan<'a> {
 
     /// Length of a `ResourceSpans` message.
     fn length(&self, part: &ResourcePart<'_>) -> usize {
-        let scopes = part
-            .scopes
-            .iter()
-            .map(|index| framed_length(self.scopes[*index].bytes));
+        let scopes = part.scopes.iter().map(|index| framed_length(self.scopes[*index].bytes));
         part.resource.fields.len() + scopes.sum::<usize>()
     }
 }
@@ -261,16 +233,10 @@ mod tests {
                 .map(|resource| (0..3).map(|n| scope(resource, n)).collect())
                 .collect();
             let build = |(trace, chunks): (usize, Vec<(usize, usize, usize, usize)>)| {
-                let chunks = chunks
-                    .into_iter()
-                    .enumerate()
-                    .map(|(n, (r, s, count, padding))| {
-                        let first = 1 + 1000 * trace as u64 + 10 * n as u64;
-                        (
-                            scopes[r][s].clone(),
-                            spans(trace as u8 + 1, first, count, padding),
-                        )
-                    });
+                let chunks = chunks.into_iter().enumerate().map(|(n, (r, s, count, padding))| {
+                    let first = 1 + 1000 * trace as u64 + 10 * n as u64;
+                    (scopes[r][s].clone(), spans(trace as u8 + 1, first, count, padding))
+                });
                 attempt(trace as u8 + 1, chunks.collect())
             };
             traces.into_iter().enumerate().map(build).collect()
@@ -330,18 +296,11 @@ mod tests {
         let resources: Vec<_> = (0..20).map(resource).collect();
         let attempts: Vec<_> = (0..20u8)
             .map(|n| {
-                attempt(
-                    n + 1,
-                    vec![(scope(&resources[usize::from(n)], 0), spans(n + 1, 1, 1, 0))],
-                )
+                attempt(n + 1, vec![(scope(&resources[usize::from(n)], 0), spans(n + 1, 1, 1, 0))])
             })
             .collect();
         let decoded = decode(&encode(&attempts, usize::MAX)[0]);
-        let urls: Vec<_> = decoded
-            .resource_spans
-            .iter()
-            .map(|r| r.schema_url.clone())
-            .collect();
+        let urls: Vec<_> = decoded.resource_spans.iter().map(|r| r.schema_url.clone()).collect();
         let wanted: Vec<_> = (0..20).map(|n| format!("resource-{n}")).collect();
         assert_eq!(urls, wanted);
     }
@@ -350,22 +309,13 @@ mod tests {
     fn unknown_fields_of_resource_and_scope_survive() {
         let unknown = [0xfa, 0x07, 3, b'n', b'e', b'w'];
         let fields = |known: &[u8]| [known, &unknown].concat().into_boxed_slice();
-        let resource = Arc::new(Resource {
-            fields: fields(&resource(1).fields),
-        });
+        let resource = Arc::new(Resource { fields: fields(&resource(1).fields) });
         let scope_fields = fields(&scope(&resource, 2).fields);
-        let scope = Arc::new(Scope {
-            resource: resource.clone(),
-            fields: scope_fields,
-        });
+        let scope = Arc::new(Scope { resource: resource.clone(), fields: scope_fields });
         let attempt = attempt(1, vec![(scope.clone(), spans(1, 1, 2, 0))]);
         let request = &encode(&[attempt], usize::MAX)[0];
         for fields in [&resource.fields, &scope.fields] {
-            assert!(
-                request
-                    .windows(fields.len())
-                    .any(|window| window == &**fields)
-            );
+            assert!(request.windows(fields.len()).any(|window| window == &**fields));
         }
         let scope_spans = &decode(request).resource_spans[0].scope_spans[0];
         assert_eq!(scope_spans.schema_url, "scope-2");
@@ -384,12 +334,6 @@ mod tests {
     #[test]
     fn nothing_encodes_as_an_empty_request() {
         let request = &encode(&[], 100)[0];
-        assert_eq!(
-            ExportTraceServiceRequest::decode(&**request)
-                .unwrap()
-                .resource_spans
-                .len(),
-            0
-        );
+        assert_eq!(ExportTraceServiceRequest::decode(&**request).unwrap().resource_spans.len(), 0);
     }
 }

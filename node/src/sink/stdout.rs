@@ -20,14 +20,8 @@ pub(super) struct Output<W = File> {
 
 pub(super) fn open(sink: &str) -> Result<Output, StartError> {
     match io::stdout().as_fd().try_clone_to_owned() {
-        Ok(descriptor) => Ok(Output {
-            writer: File::from(descriptor),
-            torn: false,
-        }),
-        Err(source) => Err(StartError::Stdout {
-            sink: sink.into(),
-            source,
-        }),
+        Ok(descriptor) => Ok(Output { writer: File::from(descriptor), torn: false }),
+        Err(source) => Err(StartError::Stdout { sink: sink.into(), source }),
     }
 }
 
@@ -77,18 +71,9 @@ mod tests {
 
     #[test]
     fn line_after_a_torn_one_is_on_a_line_of_its_own() {
-        let mut output = Output {
-            writer: Pipe {
-                bytes: Vec::new(),
-                room: 9,
-            },
-            torn: false,
-        };
+        let mut output = Output { writer: Pipe { bytes: Vec::new(), room: 9 }, torn: false };
         output.append(b"{one}\n").unwrap();
-        assert_eq!(
-            output.append(b"{two}\n").unwrap_err().kind(),
-            io::ErrorKind::BrokenPipe
-        );
+        assert_eq!(output.append(b"{two}\n").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         output.append(b"{two}\n").unwrap_err();
         output.writer.room = 100;
         output.append(b"{two}\n").unwrap();
@@ -97,13 +82,7 @@ mod tests {
 
     #[test]
     fn failure_between_lines_adds_no_empty_one() {
-        let mut output = Output {
-            writer: Pipe {
-                bytes: Vec::new(),
-                room: 6,
-            },
-            torn: false,
-        };
+        let mut output = Output { writer: Pipe { bytes: Vec::new(), room: 6 }, torn: false };
         output.append(b"{one}\n").unwrap();
         output.append(b"{two}\n").unwrap_err();
         output.writer.room = 100;

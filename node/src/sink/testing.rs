@@ -11,13 +11,8 @@ use prost::Message;
 use std::sync::Arc;
 
 fn attribute(key: &str, value: String) -> KeyValue {
-    let value = AnyValue {
-        value: Some(any_value::Value::StringValue(value)),
-    };
-    KeyValue {
-        key: key.into(),
-        value: Some(value),
-    }
+    let value = AnyValue { value: Some(any_value::Value::StringValue(value)) };
+    KeyValue { key: key.into(), value: Some(value) }
 }
 
 pub(super) fn resource(number: usize) -> Arc<Resource> {
@@ -30,25 +25,17 @@ pub(super) fn resource(number: usize) -> Arc<Resource> {
         schema_url: format!("resource-{number}"),
         ..Default::default()
     };
-    Arc::new(Resource {
-        fields: message.encode_to_vec().into(),
-    })
+    Arc::new(Resource { fields: message.encode_to_vec().into() })
 }
 
 pub(super) fn scope(resource: &Arc<Resource>, number: usize) -> Arc<Scope> {
-    let scope = InstrumentationScope {
-        name: format!("library-{number}"),
-        ..Default::default()
-    };
+    let scope = InstrumentationScope { name: format!("library-{number}"), ..Default::default() };
     let message = ScopeSpans {
         scope: Some(scope),
         schema_url: format!("scope-{number}"),
         ..Default::default()
     };
-    Arc::new(Scope {
-        resource: resource.clone(),
-        fields: message.encode_to_vec().into(),
-    })
+    Arc::new(Scope { resource: resource.clone(), fields: message.encode_to_vec().into() })
 }
 
 /// `count` spans as `ScopeSpans.spans` fields, with ids from `first` on.
@@ -61,11 +48,7 @@ pub(super) fn spans(trace: u8, first: u64, count: usize, padding: usize) -> Vec<
         attributes: vec![attribute("padding", "x".repeat(padding))],
         ..Default::default()
     };
-    ScopeSpans {
-        spans: (0..count).map(span).collect(),
-        ..Default::default()
-    }
-    .encode_to_vec()
+    ScopeSpans { spans: (0..count).map(span).collect(), ..Default::default() }.encode_to_vec()
 }
 
 pub(super) fn attempt(trace: u8, chunks: Vec<(Arc<Scope>, Vec<u8>)>) -> Arc<Attempt> {
@@ -76,20 +59,14 @@ pub(super) fn attempt(trace: u8, chunks: Vec<(Arc<Scope>, Vec<u8>)>) -> Arc<Atte
         bytes: chunks.iter().map(|(_, spans)| spans.len()).sum(),
         chunks: chunks
             .into_iter()
-            .map(|(scope, spans)| Chunk {
-                scope,
-                spans: spans.into(),
-            })
+            .map(|(scope, spans)| Chunk { scope, spans: spans.into() })
             .collect(),
     })
 }
 
 /// A trace of `count` spans in one scope.
 pub(super) fn trace(trace: u8, count: usize) -> Arc<Attempt> {
-    attempt(
-        trace,
-        vec![(scope(&resource(0), 0), spans(trace, 1, count, 10))],
-    )
+    attempt(trace, vec![(scope(&resource(0), 0), spans(trace, 1, count, 10))])
 }
 
 pub(super) fn decode(request: &Bytes) -> ExportTraceServiceRequest {
@@ -99,10 +76,7 @@ pub(super) fn decode(request: &Bytes) -> ExportTraceServiceRequest {
 /// (resource, scope, trace id, span id) of every span, sorted.
 pub(super) fn span_ids(requests: &[Bytes]) -> Vec<(String, String, Vec<u8>, Vec<u8>)> {
     let mut ids = Vec::new();
-    for resource in requests
-        .iter()
-        .flat_map(|request| decode(request).resource_spans)
-    {
+    for resource in requests.iter().flat_map(|request| decode(request).resource_spans) {
         for scope in resource.scope_spans {
             ids.extend(scope.spans.into_iter().map(|span| {
                 let urls = (resource.schema_url.clone(), scope.schema_url.clone());

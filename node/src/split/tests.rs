@@ -1,3 +1,5 @@
+//! Every part is a valid request, and together they are what was split.
+
 use super::*;
 use crate::scan::{scan, scan_trusted};
 use crate::wire::arbitrary::{CASES, unusual_request};
@@ -12,14 +14,9 @@ fn flat(request: &ExportTraceServiceRequest) -> Vec<Vec<u8>> {
     for resource_spans in &request.resource_spans {
         for scope_spans in &resource_spans.scope_spans {
             for span in &scope_spans.spans {
-                let scope_spans = vec![ScopeSpans {
-                    spans: vec![span.clone()],
-                    ..scope_spans.clone()
-                }];
-                let resource_spans = ResourceSpans {
-                    scope_spans,
-                    ..resource_spans.clone()
-                };
+                let scope_spans =
+                    vec![ScopeSpans { spans: vec![span.clone()], ..scope_spans.clone() }];
+                let resource_spans = ResourceSpans { scope_spans, ..resource_spans.clone() };
                 spans.push(resource_spans.encode_to_vec());
             }
         }
@@ -37,13 +34,9 @@ fn subset(
         for scope_spans in &mut resource_spans.scope_spans {
             scope_spans.spans.retain(&wanted);
         }
-        resource_spans
-            .scope_spans
-            .retain(|scope_spans| !scope_spans.spans.is_empty());
+        resource_spans.scope_spans.retain(|scope_spans| !scope_spans.spans.is_empty());
     }
-    request
-        .resource_spans
-        .retain(|resource_spans| !resource_spans.scope_spans.is_empty());
+    request.resource_spans.retain(|resource_spans| !resource_spans.scope_spans.is_empty());
     request
 }
 
@@ -112,14 +105,9 @@ fn parts_are_as_full_as_the_limit_allows() {
         name: "x".repeat(64),
         ..Span::default()
     };
-    let scope_spans = vec![ScopeSpans {
-        spans: (1..=100).map(span).collect(),
-        ..ScopeSpans::default()
-    }];
-    let resource_spans = vec![ResourceSpans {
-        scope_spans,
-        ..ResourceSpans::default()
-    }];
+    let scope_spans =
+        vec![ScopeSpans { spans: (1..=100).map(span).collect(), ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
     let request = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
     let scan = scan(&request).unwrap();
     let targets = vec![Targets([0, Targets::NONE]); 100];
@@ -134,27 +122,11 @@ fn parts_are_as_full_as_the_limit_allows() {
 
 #[test]
 fn a_span_with_the_same_target_twice_goes_there_once() {
-    let span = Span {
-        trace_id: vec![1; 16],
-        span_id: vec![1; 8],
-        ..Span::default()
-    };
-    let scope_spans = vec![ScopeSpans {
-        spans: vec![span],
-        ..ScopeSpans::default()
-    }];
-    let resource_spans = vec![ResourceSpans {
-        scope_spans,
-        ..ResourceSpans::default()
-    }];
+    let span = Span { trace_id: vec![1; 16], span_id: vec![1; 8], ..Span::default() };
+    let scope_spans = vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
     let request = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
-    let batches = split(
-        &request,
-        &scan(&request).unwrap(),
-        2,
-        &[Targets([1, 1])],
-        usize::MAX,
-    );
+    let batches = split(&request, &scan(&request).unwrap(), 2, &[Targets([1, 1])], usize::MAX);
     assert!(batches[0].is_empty());
     assert_eq!(batches[1].len(), 1);
     assert_eq!(*batches[1][0].request, *request);

@@ -56,11 +56,7 @@ fn any_value() -> impl Strategy<Value = AnyValue> {
 
 /// Attributes; some keys come often.
 pub(crate) fn attributes() -> impl Strategy<Value = Vec<KeyValue>> {
-    let key = prop_oneof![
-        Just("a".to_owned()),
-        Just("service.name".to_owned()),
-        text()
-    ];
+    let key = prop_oneof![Just("a".to_owned()), Just("service.name".to_owned()), text()];
     let pair = (key, option::weighted(0.9, any_value()));
     vec(pair.prop_map(|(key, value)| KeyValue { key, value }), 0..4)
 }
@@ -103,12 +99,7 @@ fn link() -> impl Strategy<Value = span::Link> {
 /// A span; ids may be of the wrong length or zero.
 pub(crate) fn span() -> impl Strategy<Value = Span> {
     let ids = (id(16), id(8), prop_oneof![Just(vec![]), id(8)]);
-    let small = (
-        text(),
-        text(),
-        prop_oneof![0..7i32, any::<i32>()],
-        any::<u32>(),
-    );
+    let small = (text(), text(), prop_oneof![0..7i32, any::<i32>()], any::<u32>());
     let times = (any::<u64>(), any::<u64>());
     let lists = (attributes(), vec(event(), 0..2), vec(link(), 0..2));
     let dropped = (0..300u32, 0..2u32, any::<u32>());
@@ -145,13 +136,8 @@ fn scope_spans() -> impl Strategy<Value = ScopeSpans> {
             dropped_attributes_count,
         },
     );
-    (option::of(scope), vec(span(), 0..5), text()).prop_map(|(scope, spans, schema_url)| {
-        ScopeSpans {
-            scope,
-            spans,
-            schema_url,
-        }
-    })
+    (option::of(scope), vec(span(), 0..5), text())
+        .prop_map(|(scope, spans, schema_url)| ScopeSpans { scope, spans, schema_url })
 }
 
 fn resource_spans() -> impl Strategy<Value = ResourceSpans> {
@@ -171,11 +157,7 @@ fn resource_spans() -> impl Strategy<Value = ResourceSpans> {
         },
     );
     (option::of(resource), vec(scope_spans(), 0..3), text()).prop_map(
-        |(resource, scope_spans, schema_url)| ResourceSpans {
-            resource,
-            scope_spans,
-            schema_url,
-        },
+        |(resource, scope_spans, schema_url)| ResourceSpans { resource, scope_spans, schema_url },
     )
 }
 
@@ -197,11 +179,7 @@ pub(crate) fn unusual_request() -> impl Strategy<Value = Vec<u8>> {
 /// A valid span in another encoding.
 pub(crate) fn unusual_span() -> impl Strategy<Value = Vec<u8>> {
     (span(), any::<u64>()).prop_map(|(span, seed)| {
-        unusual(
-            &schema::SPAN,
-            &span.encode_to_vec(),
-            &mut StdRng::seed_from_u64(seed),
-        )
+        unusual(&schema::SPAN, &span.encode_to_vec(), &mut StdRng::seed_from_u64(seed))
     })
 }
 
@@ -209,10 +187,7 @@ fn unusual(message: &'static Message, bytes: &[u8], dice: &mut StdRng) -> Vec<u8
     let mut fields = Vec::new();
     for field in Reader::new(bytes) {
         let field = field.expect("prost encoded it");
-        let encoded = match (
-            message.rule(field.number).map(|rule| &rule.kind),
-            field.value,
-        ) {
+        let encoded = match (message.rule(field.number).map(|rule| &rule.kind), field.value) {
             (Some(Kind::Message(inner)), Value::Bytes(payload)) => {
                 let payload = unusual(inner, payload, dice);
                 let mut out = Vec::new();
@@ -248,9 +223,7 @@ fn put_long_varint(out: &mut Vec<u8>, value: usize, dice: &mut StdRng) {
 
 /// A field that OTLP does not know, of any wire type.
 pub(crate) fn unknown_field(dice: &mut StdRng) -> Vec<u8> {
-    let number = *[17, 99, 2047, (1 << 29) - 1]
-        .choose(dice)
-        .expect("not empty");
+    let number = *[17, 99, 2047, (1 << 29) - 1].choose(dice).expect("not empty");
     let mut out = Vec::new();
     let (wire_type, payload): (usize, &[u8]) = *[
         (0, &b"\x80\x80\x01"[..]),

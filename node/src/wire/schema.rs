@@ -109,15 +109,8 @@ pub enum Count {
 impl WireError {
     /// Says in which message it was met.
     pub(crate) fn inside(self, message: &'static Message) -> Malformed {
-        let place = Place {
-            message: message.name,
-            field: None,
-        };
-        Malformed {
-            problem: self.problem,
-            place,
-            at: self.at,
-        }
+        let place = Place { message: message.name, field: None };
+        Malformed { problem: self.problem, place, at: self.at }
     }
 }
 
@@ -136,10 +129,7 @@ impl Message {
         depth: u32,
     ) -> Result<(), Malformed> {
         if depth >= NESTING_MAX {
-            let nesting = WireError {
-                problem: Problem::Nesting,
-                at: range.start,
-            };
+            let nesting = WireError { problem: Problem::Nesting, at: range.start };
             return Err(nesting.inside(self));
         }
         for field in Reader::within(request, range) {
@@ -161,10 +151,7 @@ impl Message {
         };
         let malformed = |problem, at| Malformed {
             problem,
-            place: Place {
-                message: self.name,
-                field: Some(rule.name),
-            },
+            place: Place { message: self.name, field: Some(rule.name) },
             at,
         };
         match (&rule.kind, field.value) {
@@ -184,37 +171,20 @@ impl Message {
 }
 
 const fn one(number: u32, name: &'static str, kind: Kind) -> Rule {
-    Rule {
-        number,
-        name,
-        kind,
-        count: Count::One,
-    }
+    Rule { number, name, kind, count: Count::One }
 }
 
 const fn many(number: u32, name: &'static str, kind: Kind) -> Rule {
-    Rule {
-        number,
-        name,
-        kind,
-        count: Count::Many,
-    }
+    Rule { number, name, kind, count: Count::Many }
 }
 
 const fn one_of(number: u32, name: &'static str, kind: Kind) -> Rule {
-    Rule {
-        number,
-        name,
-        kind,
-        count: Count::OneOf,
-    }
+    Rule { number, name, kind, count: Count::OneOf }
 }
 
 /// `ExportTraceServiceRequest`.
-pub static REQUEST: Message = Message {
-    name: "request",
-    rules: &[many(1, "resourceSpans", Kind::Message(&RESOURCE_SPANS))],
-};
+pub static REQUEST: Message =
+    Message { name: "request", rules: &[many(1, "resourceSpans", Kind::Message(&RESOURCE_SPANS))] };
 
 /// `ResourceSpans`.
 pub static RESOURCE_SPANS: Message = Message {
@@ -317,10 +287,7 @@ static STATUS: Message = Message {
 
 static KEY_VALUE: Message = Message {
     name: "attribute",
-    rules: &[
-        one(1, "key", Kind::Text),
-        one(2, "value", Kind::Message(&ANY_VALUE)),
-    ],
+    rules: &[one(1, "key", Kind::Text), one(2, "value", Kind::Message(&ANY_VALUE))],
 };
 
 /// `AnyValue`.
@@ -337,12 +304,8 @@ pub static ANY_VALUE: Message = Message {
     ],
 };
 
-static ARRAY: Message = Message {
-    name: "array value",
-    rules: &[many(1, "values", Kind::Message(&ANY_VALUE))],
-};
+static ARRAY: Message =
+    Message { name: "array value", rules: &[many(1, "values", Kind::Message(&ANY_VALUE))] };
 
-static KEY_VALUE_LIST: Message = Message {
-    name: "key-value list",
-    rules: &[many(1, "values", Kind::Message(&KEY_VALUE))],
-};
+static KEY_VALUE_LIST: Message =
+    Message { name: "key-value list", rules: &[many(1, "values", Kind::Message(&KEY_VALUE))] };

@@ -39,16 +39,9 @@ impl Host {
         let address = socket.local_addr().unwrap();
         let meters = Arc::new(Meters::default());
         let stable = derive(node_id.as_bytes(), &["test"]);
-        let secrets = Secrets {
-            random: [2; 32],
-            stable,
-        };
+        let secrets = Secrets { random: [2; 32], stable };
         let endpoint = Endpoint::start(socket, tls, &secrets, wall_clock(), meters.clone());
-        Self {
-            endpoint: Arc::new(endpoint.unwrap()),
-            meters,
-            address,
-        }
+        Self { endpoint: Arc::new(endpoint.unwrap()), meters, address }
     }
 
     /// Dials; the result is both ends of the link.
@@ -94,13 +87,7 @@ impl Served {
         let (inbox, incoming) = Inbox::new(meters.clone(), Tasks::default());
         let mut serving = JoinSet::new();
         serving.spawn(Arc::new(link).serve(inbox));
-        Self {
-            guest,
-            meters,
-            incoming,
-            _hosts: hosts,
-            _serving: serving,
-        }
+        Self { guest, meters, incoming, _hosts: hosts, _serving: serving }
     }
 
     /// The answer to raw bytes on a call's stream.
@@ -110,10 +97,7 @@ impl Served {
         let _ = send.write_all(bytes).await;
         let _ = send.finish();
         let mut reader = Reader::new(recv, self.guest.memory.clone());
-        timeout(LONG, reader.read())
-            .await
-            .unwrap()
-            .map(|(frame, _)| frame)
+        timeout(LONG, reader.read()).await.unwrap().map(|(frame, _)| frame)
     }
 
     fn refused(&self) -> u64 {
@@ -130,35 +114,15 @@ async fn what_is_no_frame_is_refused_counted_and_harmless() {
     let cases: [&[u8]; 5] = [&too_large, &truncated, &trailing, &[1, 2, 3], &[]];
     for (refused, bytes) in (1..).zip(cases) {
         let answer = served.call_raw(bytes).await;
-        assert!(
-            matches!(answer, Err(LinkError::Malformed(_))),
-            "{bytes:?}: {answer:?}"
-        );
+        assert!(matches!(answer, Err(LinkError::Malformed(_))), "{bytes:?}: {answer:?}");
         assert_eq!(served.refused(), refused);
     }
-    served
-        .guest
-        .connection
-        .send_datagram(too_large.to_vec().into())
-        .unwrap();
+    served.guest.connection.send_datagram(too_large.to_vec().into()).unwrap();
     // The next message is the first that the node sees.
-    let frame = Frame {
-        kind: 7,
-        flags: 0,
-        payload: Bytes::from_static(b"whole"),
-    };
+    let frame = Frame { kind: 7, flags: 0, payload: Bytes::from_static(b"whole") };
     served.guest.send_notice(&frame, LONG).await.unwrap();
-    let received = timeout(LONG, served.incoming.next())
-        .await
-        .unwrap()
-        .unwrap();
-    let Received::Notice {
-        from,
-        frame: notice,
-    } = received
-    else {
-        panic!("{received:?}")
-    };
+    let received = timeout(LONG, served.incoming.next()).await.unwrap().unwrap();
+    let Received::Notice { from, frame: notice } = received else { panic!("{received:?}") };
     assert_eq!((&*from.node_id, notice), ("guest", frame));
 }
 
@@ -169,16 +133,9 @@ async fn a_call_given_up_halfway_never_reaches_the_node_and_is_no_fault() {
     send.write_all(&[1, 0, 0, 0, 0, 9, 1, 2, 3]).await.unwrap();
     // As dropping a call's future does.
     drop(Writer::new(send));
-    let frame = Frame {
-        kind: 7,
-        flags: 0,
-        payload: Bytes::new(),
-    };
+    let frame = Frame { kind: 7, flags: 0, payload: Bytes::new() };
     served.guest.send_notice(&frame, LONG).await.unwrap();
-    let received = timeout(LONG, served.incoming.next())
-        .await
-        .unwrap()
-        .unwrap();
+    let received = timeout(LONG, served.incoming.next()).await.unwrap().unwrap();
     assert!(matches!(received, Received::Notice { .. }), "{received:?}");
     assert_eq!(served.refused(), 0);
 }
@@ -189,34 +146,19 @@ async fn a_peer_with_more_in_frames_than_its_share_is_refused_until_there_is_roo
     let link = Served::start().await;
     assert_eq!(link.guest.memory.available_permits(), PEER_BYTES_MAX);
     // The host's answer counts at the guest.
-    let taken = served
-        .guest
-        .memory
-        .clone()
-        .try_acquire_many_owned(PEER_BYTES_MAX as u32 - 4);
+    let taken = served.guest.memory.clone().try_acquire_many_owned(PEER_BYTES_MAX as u32 - 4);
     let taken = taken.unwrap();
     for (expected_room, bytes) in [(true, 4), (false, 5)] {
-        let frame = Frame {
-            kind: 7,
-            flags: 0,
-            payload: vec![0; bytes].into(),
-        };
+        let frame = Frame { kind: 7, flags: 0, payload: vec![0; bytes].into() };
         let (answer, ()) = tokio::join!(served.guest.call(&frame, LONG), async {
-            match timeout(LONG, served.incoming.next())
-                .await
-                .unwrap()
-                .unwrap()
-            {
+            match timeout(LONG, served.incoming.next()).await.unwrap().unwrap() {
                 Received::Call { frame, respond, .. } => respond.send(frame),
                 Received::Notice { .. } => panic!(),
             }
         });
         match answer {
             Ok(answer) => assert!(expected_room && answer == frame),
-            Err(error) => assert!(
-                !expected_room && matches!(error, LinkError::Busy),
-                "{error:?}"
-            ),
+            Err(error) => assert!(!expected_room && matches!(error, LinkError::Busy), "{error:?}"),
         }
     }
     drop(taken);
@@ -240,19 +182,13 @@ async fn a_guest_without_a_certificate_or_with_another_protocol_is_refused() {
 
 #[tokio::test]
 async fn a_guest_that_only_knocks_is_counted_as_unfinished() {
-    let (host, stranger) = (
-        Host::start("host", &tls("host")),
-        Host::start("x", &tls("x")),
-    );
+    let (host, stranger) = (Host::start("host", &tls("host")), Host::start("x", &tls("x")));
     // Its first packet is relayed from an address that nobody answers from.
     let relay = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut packet = [0; 2000];
     let relayed = async {
         let (length, _) = relay.recv_from(&mut packet).await.unwrap();
-        relay
-            .send_to(&packet[..length], host.address)
-            .await
-            .unwrap();
+        relay.send_to(&packet[..length], host.address).await.unwrap();
         let arrival = host.endpoint.arrival().await.unwrap();
         host.endpoint.welcome(arrival).await
     };
@@ -263,10 +199,7 @@ async fn a_guest_that_only_knocks_is_counted_as_unfinished() {
 
 #[tokio::test]
 async fn in_a_crowd_newcomers_show_their_address_first_and_in_a_full_house_they_are_refused() {
-    let (host, guest) = (
-        Host::start("host", &tls("host")),
-        Host::start("guest", &tls("guest")),
-    );
+    let (host, guest) = (Host::start("host", &tls("host")), Host::start("guest", &tls("guest")));
     let crowd = host.endpoint.crowd(HANDSHAKES_MAX / 2 + 1);
     guest.connect(&host).await;
     let _rest = host.endpoint.crowd(HANDSHAKES_MAX / 2 - 1);
@@ -282,18 +215,12 @@ async fn in_a_crowd_newcomers_show_their_address_first_and_in_a_full_house_they_
 
 #[tokio::test]
 async fn a_slot_keeps_the_newest_link_of_each_side_and_uses_the_newest_of_all() {
-    let (host, guest) = (
-        Host::start("host", &tls("host")),
-        Host::start("guest", &tls("guest")),
-    );
+    let (host, guest) = (Host::start("host", &tls("host")), Host::start("guest", &tls("guest")));
     let mut slots = Slots::new([1; 32]);
     let mut admit = |link: Link| {
         let link = Arc::new(link);
         assert!(slots.admit(&link));
-        assert!(
-            Arc::ptr_eq(&slots.link(guest.address).unwrap(), &link),
-            "the newest is used"
-        );
+        assert!(Arc::ptr_eq(&slots.link(guest.address).unwrap(), &link), "the newest is used");
         link
     };
     // As when both dial at the same moment, and then the guest restarts.

@@ -47,15 +47,8 @@ async fn frames_from_empty_to_the_maximum_go_there_and_back() {
     let counters = alice.transport.counters();
     assert!(counters.bytes_out > FRAME_BYTES_MAX as u64);
     assert!(counters.bytes_in > FRAME_BYTES_MAX as u64);
-    let error = alice
-        .call(&bob.as_peer(), frame(1, FRAME_BYTES_MAX + 1))
-        .await;
-    assert_eq!(
-        error,
-        Err(CallError::FrameTooLarge {
-            bytes: FRAME_BYTES_MAX + 1
-        })
-    );
+    let error = alice.call(&bob.as_peer(), frame(1, FRAME_BYTES_MAX + 1)).await;
+    assert_eq!(error, Err(CallError::FrameTooLarge { bytes: FRAME_BYTES_MAX + 1 }));
 }
 
 #[tokio::test]
@@ -67,12 +60,7 @@ async fn an_answer_over_the_maximum_ends_the_call() {
         let (_, _, respond) = next_call(&mut bob_incoming).await;
         respond.send(frame(2, FRAME_BYTES_MAX + 1));
     });
-    assert_eq!(
-        answer,
-        Err(CallError::Unanswered {
-            address: bob.local_address()
-        })
-    );
+    assert_eq!(answer, Err(CallError::Unanswered { address: bob.local_address() }));
 }
 
 #[tokio::test]
@@ -83,10 +71,7 @@ async fn hundreds_of_calls_at_once_are_all_answered() {
         let (transport, to_bob) = (alice.transport.clone(), bob.as_peer());
         calls.spawn(async move {
             let question = frame(number as u8, number % 50 * 1000);
-            assert_eq!(
-                transport.call(&to_bob, question.clone(), LONG, LONG).await,
-                Ok(question)
-            );
+            assert_eq!(transport.call(&to_bob, question.clone(), LONG, LONG).await, Ok(question));
         });
     }
     while let Some(ended) = calls.join_next().await {
@@ -97,24 +82,11 @@ async fn hundreds_of_calls_at_once_are_all_answered() {
 #[tokio::test]
 async fn another_node_at_the_address_is_named() {
     let (alice, bob) = (Plan::new("alice").start(), Plan::new("bob").start());
-    let to_carol = Peer {
-        node_id: Some("carol".into()),
-        ..bob.as_peer()
-    };
+    let to_carol = Peer { node_id: Some("carol".into()), ..bob.as_peer() };
     let error = alice.call(&to_carol, frame(1, 1)).await.unwrap_err();
     let (expected, proved) = (Arc::from("carol"), Arc::from("bob"));
-    assert_eq!(
-        error,
-        CallError::WrongNode {
-            address: to_carol.address,
-            expected,
-            proved
-        }
-    );
-    let to_anybody = Peer {
-        node_id: None,
-        ..bob.as_peer()
-    };
+    assert_eq!(error, CallError::WrongNode { address: to_carol.address, expected, proved });
+    let to_anybody = Peer { node_id: None, ..bob.as_peer() };
     assert_eq!(alice.call(&to_anybody, frame(1, 1)).await, Ok(frame(1, 1)));
 }
 
@@ -123,35 +95,14 @@ async fn a_peer_that_never_answers_a_packet_is_silent_and_then_left_alone() {
     let alice = Plan::new("alice").start();
     let mute = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = mute.local_addr().unwrap();
-    let to_mute = Peer {
-        address,
-        node_id: None,
-    };
-    let error = alice
-        .transport
-        .call(&to_mute, frame(1, 1), SHORT, LONG)
-        .await;
-    assert_eq!(
-        error,
-        Err(CallError::Silent {
-            address,
-            silence: SHORT
-        })
-    );
+    let to_mute = Peer { address, node_id: None };
+    let error = alice.transport.call(&to_mute, frame(1, 1), SHORT, LONG).await;
+    assert_eq!(error, Err(CallError::Silent { address, silence: SHORT }));
     // With more patience one learns that the dial failed, and then at once.
     let error = alice.call(&to_mute, frame(1, 1)).await;
-    assert!(
-        matches!(error, Err(CallError::Unreachable { .. })),
-        "{error:?}"
-    );
-    let at_once = alice
-        .transport
-        .call(&to_mute, frame(1, 1), LONG, Duration::ZERO)
-        .await;
-    assert!(
-        matches!(at_once, Err(CallError::Unreachable { .. })),
-        "{at_once:?}"
-    );
+    assert!(matches!(error, Err(CallError::Unreachable { .. })), "{error:?}");
+    let at_once = alice.transport.call(&to_mute, frame(1, 1), LONG, Duration::ZERO).await;
+    assert!(matches!(at_once, Err(CallError::Unreachable { .. })), "{at_once:?}");
     assert_eq!(alice.transport.counters().dials_failed, 1);
 }
 
@@ -161,21 +112,9 @@ async fn a_node_that_does_not_answer_is_silent_or_past_the_deadline() {
     let (bob, mut bob_incoming) = Plan::new("bob").start_silent();
     let (to_bob, address) = (peer(&bob, Some("bob")), bob.local_address());
     let silent = alice.call(&to_bob, frame(1, 1_000_000), SHORT, LONG).await;
-    assert_eq!(
-        silent,
-        Err(CallError::Silent {
-            address,
-            silence: SHORT
-        })
-    );
+    assert_eq!(silent, Err(CallError::Silent { address, silence: SHORT }));
     let late = alice.call(&to_bob, frame(2, 1), LONG, SHORT).await;
-    assert_eq!(
-        late,
-        Err(CallError::Deadline {
-            address,
-            deadline: SHORT
-        })
-    );
+    assert_eq!(late, Err(CallError::Deadline { address, deadline: SHORT }));
     assert_eq!(next_call(&mut bob_incoming).await.1.kind, 1);
     assert_eq!(next_call(&mut bob_incoming).await.1.kind, 2);
 }
@@ -188,12 +127,7 @@ async fn a_dropped_call_is_told_to_the_caller_at_once() {
     let (answer, ()) = tokio::join!(alice.call(&to_bob, frame(1, 1), LONG, LONG), async {
         drop(next_call(&mut bob_incoming).await);
     });
-    assert_eq!(
-        answer,
-        Err(CallError::Unanswered {
-            address: bob.local_address()
-        })
-    );
+    assert_eq!(answer, Err(CallError::Unanswered { address: bob.local_address() }));
 }
 
 #[tokio::test]
@@ -207,11 +141,7 @@ async fn calls_under_way_to_one_peer_are_bounded_in_number() {
     let mut open = Vec::new();
     for number in 0..CALLS_MAX {
         let (alice, to_bob) = (alice.clone(), to_bob.clone());
-        calls.spawn(async move {
-            alice
-                .call(&to_bob, frame(number as u8, 1), LONG, LONG)
-                .await
-        });
+        calls.spawn(async move { alice.call(&to_bob, frame(number as u8, 1), LONG, LONG).await });
         open.push(next_call(&mut bob_incoming).await);
     }
     let busy = alice.call(&to_bob, frame(1, 1), SHORT, LONG).await;
@@ -240,17 +170,13 @@ async fn bytes_under_way_to_one_peer_are_bounded_and_given_up_calls_count_at_the
     for round in 0..2 {
         for _ in 0..3 {
             let (alice, to_bob) = (alice.clone(), to_bob.clone());
-            calls.spawn(async move {
-                alice
-                    .call(&to_bob, frame(1, FRAME_BYTES_MAX), LONG, LONG)
-                    .await
-            });
+            calls.spawn(
+                async move { alice.call(&to_bob, frame(1, FRAME_BYTES_MAX), LONG, LONG).await },
+            );
             open.push(next_call(&mut bob_incoming).await);
         }
         if round == 0 {
-            let busy = alice
-                .call(&to_bob, frame(1, FRAME_BYTES_MAX), SHORT, LONG)
-                .await;
+            let busy = alice.call(&to_bob, frame(1, FRAME_BYTES_MAX), SHORT, LONG).await;
             assert_eq!(busy, Err(CallError::Busy { address }));
         }
         calls.shutdown().await;
@@ -268,20 +194,14 @@ async fn bytes_under_way_to_one_peer_are_bounded_and_given_up_calls_count_at_the
     assert_eq!(bob.counters().frames_refused, 1);
     // Once the node has dealt with them, there is room again.
     for (_, question, respond) in open {
-        respond.send(Frame {
-            payload: bytes_of(&question),
-            ..question
-        });
+        respond.send(Frame { payload: bytes_of(&question), ..question });
     }
     assert_eq!(seventh.await.map(|answer| answer.payload.len()), Ok(4));
     let (answer, ()) = tokio::join!(open_call(FRAME_BYTES_MAX), async {
         let (_, question, respond) = next_call(&mut bob_incoming).await;
         respond.send(question);
     });
-    assert_eq!(
-        answer.map(|answer| answer.payload.len()),
-        Ok(FRAME_BYTES_MAX)
-    );
+    assert_eq!(answer.map(|answer| answer.payload.len()), Ok(FRAME_BYTES_MAX));
 }
 
 fn bytes_of(question: &Frame) -> bytes::Bytes {
@@ -302,12 +222,7 @@ async fn shutdown_ends_calls_tells_peers_and_ends_incoming() {
     assert!(bob_incoming.next().await.is_none());
     let to_alice = peer(&alice, Some("alice"));
     let closed = bob.call(&to_alice, frame(1, 1), LONG, LONG).await;
-    assert_eq!(
-        closed,
-        Err(CallError::Closed {
-            address: alice.local_address()
-        })
-    );
+    assert_eq!(closed, Err(CallError::Closed { address: alice.local_address() }));
     eventually("the link is gone", || alice.round_trip(address).is_none()).await;
     alice.shutdown().await;
     assert!(alice_incoming.next().await.is_none());

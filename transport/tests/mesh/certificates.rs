@@ -16,10 +16,7 @@ use tracemesh_transport::{
 /// Neither can reach the other, and each side counts its part.
 async fn assert_strangers(guest: &Node, host: &Node, at_guest: Refusal, at_host: Refusal) {
     let error = guest.call(&host.as_peer(), frame(1, 1)).await.unwrap_err();
-    let is_refused = matches!(
-        error,
-        CallError::Unreachable { .. } | CallError::Lost { .. }
-    );
+    let is_refused = matches!(error, CallError::Unreachable { .. } | CallError::Lost { .. });
     assert!(is_refused, "{error:?}");
     let counts = || {
         guest.transport.counters().refused(at_guest) > 0
@@ -27,14 +24,8 @@ async fn assert_strangers(guest: &Node, host: &Node, at_guest: Refusal, at_host:
     };
     eventually("both count it", counts).await;
     eventually("no connection stays", || {
-        guest
-            .transport
-            .round_trip(host.transport.local_address())
-            .is_none()
-            && host
-                .transport
-                .round_trip(guest.transport.local_address())
-                .is_none()
+        guest.transport.round_trip(host.transport.local_address()).is_none()
+            && host.transport.round_trip(guest.transport.local_address()).is_none()
     })
     .await;
 }
@@ -47,11 +38,7 @@ async fn assert_friends(a: &Node, b: &Node) {
 #[tokio::test]
 async fn a_node_of_another_cluster_name_is_refused() {
     let host = Plan::new("host").start();
-    let guest = Plan {
-        cluster: "other",
-        ..Plan::new("guest")
-    }
-    .start();
+    let guest = Plan { cluster: "other", ..Plan::new("guest") }.start();
     assert_strangers(&guest, &host, Refusal::Cluster, Refusal::ByPeer).await;
     assert_strangers(&host, &guest, Refusal::Cluster, Refusal::ByPeer).await;
 }
@@ -80,27 +67,15 @@ async fn an_expired_certificate_is_refused_and_clocks_an_hour_apart_are_not() {
     let host = Plan::new("host").start();
     let slow = Plan::new("slow").start();
     let behind = Clock::today();
-    let late = Plan {
-        clock: behind.clone(),
-        ..Plan::new("late")
-    }
-    .start();
+    let late = Plan { clock: behind.clone(), ..Plan::new("late") }.start();
     // All three began at the same time; now the host and the slow one live a day later.
     let ahead = Clock::today();
     ahead.advance(25 * HOUR);
-    let future = Plan {
-        clock: ahead,
-        ..Plan::new("future")
-    }
-    .start();
+    let future = Plan { clock: ahead, ..Plan::new("future") }.start();
     assert_strangers(&future, &late, Refusal::Expired, Refusal::ByPeer).await;
     assert_strangers(&late, &future, Refusal::Expired, Refusal::ByPeer).await;
     behind.advance(HOUR - 1);
-    let hour_ahead = Plan {
-        clock: behind,
-        ..Plan::new("hour-ahead")
-    }
-    .start();
+    let hour_ahead = Plan { clock: behind, ..Plan::new("hour-ahead") }.start();
     assert_friends(&hour_ahead, &host).await;
     assert_friends(&slow, &hour_ahead).await;
 }
@@ -108,31 +83,18 @@ async fn an_expired_certificate_is_refused_and_clocks_an_hour_apart_are_not() {
 #[tokio::test]
 async fn a_renewed_certificate_is_valid_again_and_open_connections_stay() {
     let clock = Clock::today();
-    let plan = |name| Plan {
-        clock: clock.clone(),
-        ..Plan::new(name)
-    };
-    let (alice, bob, carol) = (
-        plan("alice").start(),
-        plan("bob").start(),
-        plan("carol").start(),
-    );
+    let plan = |name| Plan { clock: clock.clone(), ..Plan::new(name) };
+    let (alice, bob, carol) = (plan("alice").start(), plan("bob").start(), plan("carol").start());
     assert_friends(&alice, &bob).await;
     clock.advance(25 * HOUR);
     assert_friends(&alice, &bob).await;
     assert_strangers(&alice, &carol, Refusal::Expired, Refusal::ByPeer).await;
     for node in [&alice, &carol] {
         assert_eq!(node.transport.reload().unwrap(), Reloaded::Replaced);
-        assert_eq!(
-            node.transport.certificate_expires(),
-            clock.now() + CERTIFICATE_LIFE
-        );
+        assert_eq!(node.transport.certificate_expires(), clock.now() + CERTIFICATE_LIFE);
     }
     eventually("the pause is over", || {
-        alice
-            .transport
-            .round_trip(carol.as_peer().address)
-            .is_none()
+        alice.transport.round_trip(carol.as_peer().address).is_none()
     })
     .await;
     assert_friends(&carol, &alice).await;
@@ -165,30 +127,18 @@ async fn a_change_of_key_works_node_by_node() {
 #[tokio::test]
 async fn the_development_key_is_for_loopback_only() {
     let plan = Plan::new("dev").with_keys(&[ClusterKey::development()]);
-    let open = Plan {
-        address: "0.0.0.0:0".parse().unwrap(),
-        ..plan.clone()
-    };
+    let open = Plan { address: "0.0.0.0:0".parse().unwrap(), ..plan.clone() };
     let error = Transport::start(open.settings()).unwrap_err();
-    assert!(
-        matches!(error, StartError::DevelopmentKey { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, StartError::DevelopmentKey { .. }), "{error}");
     assert!(Transport::start(plan.settings()).is_ok());
 }
 
 #[tokio::test]
 async fn names_that_cannot_stand_in_a_certificate_are_refused_at_the_start() {
     for (cluster, node_id) in [("Test", "a"), ("", "a"), ("test", "a/b"), ("test", "")] {
-        let plan = Plan {
-            cluster,
-            ..Plan::new(node_id)
-        };
+        let plan = Plan { cluster, ..Plan::new(node_id) };
         let error = Transport::start(plan.settings()).unwrap_err();
-        assert!(
-            matches!(error, StartError::Identity(IdentityError::Name { .. })),
-            "{error}"
-        );
+        assert!(matches!(error, StartError::Identity(IdentityError::Name { .. })), "{error}");
     }
 }
 
@@ -200,10 +150,7 @@ async fn upkeep_passes() {
 #[tokio::test(start_paused = true)]
 async fn an_issued_certificate_is_renewed_by_itself_at_half_of_its_life() {
     let clock = Clock::today();
-    let plan = Plan {
-        clock: clock.clone(),
-        ..Plan::new("alice")
-    };
+    let plan = Plan { clock: clock.clone(), ..Plan::new("alice") };
     let (transport, _incoming) = plan.start_silent();
     let first = transport.certificate_expires();
     clock.advance(11 * HOUR);
@@ -211,10 +158,7 @@ async fn an_issued_certificate_is_renewed_by_itself_at_half_of_its_life() {
     assert_eq!(transport.certificate_expires(), first);
     clock.advance(HOUR);
     upkeep_passes().await;
-    assert_eq!(
-        transport.certificate_expires(),
-        clock.now() + CERTIFICATE_LIFE
-    );
+    assert_eq!(transport.certificate_expires(), clock.now() + CERTIFICATE_LIFE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,10 +167,7 @@ async fn changed_files_are_read_again_by_themselves_and_bad_ones_change_nothing(
     let authority = Authority::new("authority");
     trust(directory.path(), &[&authority]);
     authority.issue(directory.path(), "spiffe://test/node/alice", 2040);
-    let plan = Plan {
-        credentials: files(directory.path()),
-        ..Plan::new("alice")
-    };
+    let plan = Plan { credentials: files(directory.path()), ..Plan::new("alice") };
     let (transport, _incoming) = plan.start_silent();
     let first = transport.certificate_expires();
     authority.issue(directory.path(), "spiffe://test/node/bob", 2041);
@@ -250,10 +191,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).unwrap().pem();
-        Self {
-            issuer: Issuer::new(params, key),
-            pem,
-        }
+        Self { issuer: Issuer::new(params, key), pem }
     }
 
     /// Writes a node's certificate and key, as PEM.
@@ -269,10 +207,7 @@ impl Authority {
 }
 
 fn trust(directory: &Path, authorities: &[&Authority]) {
-    let pem: String = authorities
-        .iter()
-        .map(|authority| authority.pem.as_str())
-        .collect();
+    let pem: String = authorities.iter().map(|authority| authority.pem.as_str()).collect();
     fs::write(directory.join("ca.pem"), pem).unwrap();
 }
 
@@ -285,11 +220,7 @@ fn files(directory: &Path) -> Credentials {
 }
 
 fn start_from_files(node_id: &'static str, directory: &Path) -> Node {
-    Plan {
-        credentials: files(directory),
-        ..Plan::new(node_id)
-    }
-    .start()
+    Plan { credentials: files(directory), ..Plan::new(node_id) }.start()
 }
 
 #[tokio::test]
@@ -297,10 +228,7 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [a, b] = [directories[0].path(), directories[1].path()];
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    for (directory, uri) in [
-        (a, "spiffe://test/node/alice"),
-        (b, "spiffe://test/node/bob"),
-    ] {
+    for (directory, uri) in [(a, "spiffe://test/node/alice"), (b, "spiffe://test/node/bob")] {
         trust(directory, &[&old]);
         old.issue(directory, uri, 2040);
     }
@@ -318,20 +246,13 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
     assert_friends(&alice, &bob).await;
     new.issue(a, "spiffe://test/node/alice", 2040);
     assert_eq!(alice.transport.reload().unwrap(), Reloaded::Replaced);
-    assert_eq!(
-        alice.transport.counters().connections_opened,
-        1,
-        "no connection had to end"
-    );
+    assert_eq!(alice.transport.counters().connections_opened, 1, "no connection had to end");
     trust(a, &[&new]);
     assert_eq!(alice.transport.reload().unwrap(), Reloaded::Replaced);
 
     // Bob's certificate is of the old authority: his connection ends and he is refused.
     let address = bob.transport.local_address();
-    eventually("distrusted", || {
-        alice.transport.round_trip(address).is_none()
-    })
-    .await;
+    eventually("distrusted", || alice.transport.round_trip(address).is_none()).await;
     assert_strangers(&alice, &bob, Refusal::Authority, Refusal::ByPeer).await;
     new.issue(b, "spiffe://test/node/bob", 2040);
     assert_eq!(bob.transport.reload().unwrap(), Reloaded::Replaced);
@@ -343,10 +264,7 @@ async fn bad_files_are_named_at_the_start_and_leave_a_running_node_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let start = || {
-        let plan = Plan {
-            credentials: files(path),
-            ..Plan::new("alice")
-        };
+        let plan = Plan { credentials: files(path), ..Plan::new("alice") };
         match Transport::start(plan.settings()) {
             Ok((transport, _)) => Ok(transport),
             Err(StartError::Identity(error)) => Err(error),
@@ -356,38 +274,22 @@ async fn bad_files_are_named_at_the_start_and_leave_a_running_node_alone() {
     let authority = Authority::new("authority");
     assert!(matches!(start().unwrap_err(), IdentityError::Read { .. }));
     fs::write(path.join("ca.pem"), "nothing").unwrap();
-    assert!(matches!(
-        start().unwrap_err(),
-        IdentityError::Content { .. }
-    ));
+    assert!(matches!(start().unwrap_err(), IdentityError::Content { .. }));
     trust(path, &[&authority]);
     authority.issue(path, "spiffe://test/node/bob", 2040);
     let error = start().unwrap_err().to_string();
     assert!(error.contains("spiffe://test/node/bob"), "{error}");
     assert!(error.contains("spiffe://test/node/alice"), "{error}");
     Authority::new("stranger").issue(path, "spiffe://test/node/alice", 2040);
-    assert!(matches!(
-        start().unwrap_err(),
-        IdentityError::Certificate(_)
-    ));
+    assert!(matches!(start().unwrap_err(), IdentityError::Certificate(_)));
     authority.issue(path, "spiffe://test/node/alice", 2040);
     let transport = start().unwrap();
 
     let expires = transport.certificate_expires();
-    fs::write(
-        path.join("key.pem"),
-        KeyPair::generate().unwrap().serialize_pem(),
-    )
-    .unwrap();
-    assert!(matches!(
-        transport.reload().unwrap_err(),
-        IdentityError::Certificate(_)
-    ));
+    fs::write(path.join("key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    assert!(matches!(transport.reload().unwrap_err(), IdentityError::Certificate(_)));
     fs::write(path.join("key.pem"), "half a ke").unwrap();
-    assert!(matches!(
-        transport.reload().unwrap_err(),
-        IdentityError::Content { .. }
-    ));
+    assert!(matches!(transport.reload().unwrap_err(), IdentityError::Content { .. }));
     assert_eq!(transport.certificate_expires(), expires);
 }
 
@@ -402,19 +304,9 @@ async fn a_certificate_without_a_spiffe_uri_or_of_another_cluster_is_refused() {
     let guests = tempfile::tempdir().unwrap();
     trust(guests.path(), &[&authority]);
     authority.issue(guests.path(), "spiffe://staging/node/guest", 2040);
-    let plan = Plan {
-        cluster: "staging",
-        ..Plan::new("guest")
-    };
-    let guest = Plan {
-        credentials: files(guests.path()),
-        ..plan
-    }
-    .start();
+    let plan = Plan { cluster: "staging", ..Plan::new("guest") };
+    let guest = Plan { credentials: files(guests.path()), ..plan }.start();
     assert_strangers(&guest, &host, Refusal::Cluster, Refusal::ByPeer).await;
     authority.issue(guests.path(), "https://test/node/guest", 2040);
-    assert!(matches!(
-        guest.transport.reload().unwrap_err(),
-        IdentityError::Content { .. }
-    ));
+    assert!(matches!(guest.transport.reload().unwrap_err(), IdentityError::Content { .. }));
 }

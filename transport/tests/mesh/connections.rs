@@ -47,11 +47,7 @@ impl Victim {
             drop(runtime);
             drop(node);
         });
-        Self {
-            address: address.recv().unwrap(),
-            kill,
-            thread,
-        }
+        Self { address: address.recv().unwrap(), kill, thread }
     }
 
     fn kill(self) {
@@ -64,14 +60,8 @@ impl Victim {
 async fn a_peer_that_restarts_on_its_address_ends_the_old_connection_by_a_reset() {
     let alice = Plan::new("alice").start();
     let first = Victim::start(Plan::new("bob"));
-    let plan = Plan {
-        address: first.address,
-        ..Plan::new("bob")
-    };
-    let to_bob = tracemesh_transport::Peer {
-        address: plan.address,
-        node_id: Some("bob".into()),
-    };
+    let plan = Plan { address: first.address, ..Plan::new("bob") };
+    let to_bob = tracemesh_transport::Peer { address: plan.address, node_id: Some("bob".into()) };
     alice.call(&to_bob, frame(1, 1)).await.unwrap();
     first.kill();
     let second = Victim::start(plan);
@@ -91,21 +81,12 @@ async fn a_peer_that_restarts_on_its_address_ends_the_old_connection_by_a_reset(
 async fn a_peer_that_restarts_and_dials_first_replaces_its_old_connection() {
     let alice = Plan::new("alice").start();
     let first = Victim::start(Plan::new("bob"));
-    let plan = Plan {
-        address: first.address,
-        ..Plan::new("bob")
-    };
-    let to_bob = tracemesh_transport::Peer {
-        address: plan.address,
-        node_id: Some("bob".into()),
-    };
+    let plan = Plan { address: first.address, ..Plan::new("bob") };
+    let to_bob = tracemesh_transport::Peer { address: plan.address, node_id: Some("bob".into()) };
     alice.call(&to_bob, frame(1, 1)).await.unwrap();
     first.kill();
     let bob = plan.start();
-    assert_eq!(
-        bob.call(&alice.as_peer(), frame(2, 1)).await,
-        Ok(frame(2, 1))
-    );
+    assert_eq!(bob.call(&alice.as_peer(), frame(2, 1)).await, Ok(frame(2, 1)));
     // The newest connection is used, not the one whose end nobody told.
     assert_eq!(alice.call(&to_bob, frame(3, 1)).await, Ok(frame(3, 1)));
     assert_eq!(alice.transport.counters().connections_opened, 2);
@@ -137,10 +118,7 @@ async fn a_peer_given_up_while_it_is_dialled_is_not_waited_for() {
     let alice = Plan::new("alice").start();
     let mute = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = mute.local_addr().unwrap();
-    let to_mute = tracemesh_transport::Peer {
-        address,
-        node_id: None,
-    };
+    let to_mute = tracemesh_transport::Peer { address, node_id: None };
     let (call, ()) = tokio::join!(alice.call(&to_mute, frame(1, 1)), async {
         let mut packet = [0; 2000];
         mute.recv_from(&mut packet).await.unwrap();
@@ -166,9 +144,6 @@ async fn datagrams_that_are_no_quic_are_counted_and_change_nothing() {
     }
     let counted = || bob.transport.counters().refused(Refusal::Garbage) == sent;
     eventually("all are counted", counted).await;
-    assert_eq!(
-        alice.call(&bob.as_peer(), frame(2, 1)).await,
-        Ok(frame(2, 1))
-    );
+    assert_eq!(alice.call(&bob.as_peer(), frame(2, 1)).await, Ok(frame(2, 1)));
     assert_eq!(bob.transport.counters().connections_opened, 1);
 }

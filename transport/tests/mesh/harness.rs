@@ -70,10 +70,7 @@ impl Plan {
     }
 
     pub(crate) fn with_keys(self, keys: &[ClusterKey]) -> Self {
-        Self {
-            credentials: Credentials::ClusterKey(keys.to_vec()),
-            ..self
-        }
+        Self { credentials: Credentials::ClusterKey(keys.to_vec()), ..self }
     }
 
     pub(crate) fn settings(self) -> Settings {
@@ -109,12 +106,7 @@ impl Plan {
                 }
             }
         });
-        Node {
-            node_id,
-            transport,
-            notices,
-            tasks,
-        }
+        Node { node_id, transport, notices, tasks }
     }
 }
 
@@ -137,18 +129,12 @@ impl Node {
     }
 
     pub(crate) async fn notice(&mut self) -> (Proved, Frame) {
-        tokio::time::timeout(LONG, self.notices.recv())
-            .await
-            .unwrap()
-            .unwrap()
+        tokio::time::timeout(LONG, self.notices.recv()).await.unwrap().unwrap()
     }
 }
 
 pub(crate) fn peer(transport: &Transport, node_id: Option<&str>) -> Peer {
-    Peer {
-        address: transport.local_address(),
-        node_id: node_id.map(Arc::from),
-    }
+    Peer { address: transport.local_address(), node_id: node_id.map(Arc::from) }
 }
 
 /// A frame in which no two neighbouring pieces are alike. Made in large pieces, because a test has
@@ -157,25 +143,13 @@ pub(crate) fn frame(kind: u8, bytes: usize) -> Frame {
     let piece: Vec<u8> = (0..251).map(|i: u8| i.wrapping_mul(kind | 1)).collect();
     let mut payload = piece.repeat(bytes / piece.len() + 1);
     payload.truncate(bytes);
-    Frame {
-        kind,
-        flags: 3,
-        payload: payload.into(),
-    }
+    Frame { kind, flags: 3, payload: payload.into() }
 }
 
 /// The next call that arrives.
 pub(crate) async fn next_call(incoming: &mut Incoming) -> (Proved, Frame, Responder) {
-    match tokio::time::timeout(LONG, incoming.next())
-        .await
-        .unwrap()
-        .unwrap()
-    {
-        Received::Call {
-            from,
-            frame,
-            respond,
-        } => (from, frame, respond),
+    match tokio::time::timeout(LONG, incoming.next()).await.unwrap().unwrap() {
+        Received::Call { from, frame, respond } => (from, frame, respond),
         Received::Notice { .. } => panic!("a call was expected"),
     }
 }
@@ -187,8 +161,5 @@ pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    assert!(
-        tokio::time::timeout(LONG, holds).await.is_ok(),
-        "never: {what}"
-    );
+    assert!(tokio::time::timeout(LONG, holds).await.is_ok(), "never: {what}");
 }

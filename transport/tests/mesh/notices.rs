@@ -9,9 +9,7 @@ async fn notices_of_any_size_arrive_either_way_even_before_there_is_a_connection
     let sizes = [0, 100, 1100, 20_000, 1_000_000];
     for delivery in [Delivery::Datagram, Delivery::Stream] {
         for (kind, bytes) in sizes.iter().enumerate() {
-            alice
-                .transport
-                .notify(&bob.as_peer(), frame(kind as u8, *bytes), delivery);
+            alice.transport.notify(&bob.as_peer(), frame(kind as u8, *bytes), delivery);
         }
         let mut seen = Vec::new();
         for _ in sizes {
@@ -30,43 +28,25 @@ async fn notices_of_any_size_arrive_either_way_even_before_there_is_a_connection
 async fn notices_to_a_peer_that_does_not_answer_are_bounded_and_counted() {
     let alice = Plan::new("alice").start();
     let mute = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let to_mute = Peer {
-        address: mute.local_addr().unwrap(),
-        node_id: None,
-    };
+    let to_mute = Peer { address: mute.local_addr().unwrap(), node_id: None };
     for _ in 0..100 {
-        alice
-            .transport
-            .notify(&to_mute, frame(1, 10), Delivery::Datagram);
+        alice.transport.notify(&to_mute, frame(1, 10), Delivery::Datagram);
     }
     // All but the 32 that may wait, at once; those too when they are old.
     assert_eq!(alice.transport.counters().notices_dropped, 68);
-    eventually("all are dropped", || {
-        alice.transport.counters().notices_dropped == 100
-    })
-    .await;
+    eventually("all are dropped", || alice.transport.counters().notices_dropped == 100).await;
 }
 
 #[tokio::test]
 async fn a_notice_is_not_given_to_another_node() {
     let (alice, mut bob) = (Plan::new("alice").start(), Plan::new("bob").start());
-    let to_carol = Peer {
-        node_id: Some("carol".into()),
-        ..bob.as_peer()
-    };
+    let to_carol = Peer { node_id: Some("carol".into()), ..bob.as_peer() };
     for dropped in 1..3 {
         // The first finds no connection, the second does.
-        alice
-            .transport
-            .notify(&to_carol, frame(1, 10), Delivery::Datagram);
-        eventually("dropped", || {
-            alice.transport.counters().notices_dropped == dropped
-        })
-        .await;
+        alice.transport.notify(&to_carol, frame(1, 10), Delivery::Datagram);
+        eventually("dropped", || alice.transport.counters().notices_dropped == dropped).await;
     }
-    alice
-        .transport
-        .notify(&bob.as_peer(), frame(2, 10), Delivery::Datagram);
+    alice.transport.notify(&bob.as_peer(), frame(2, 10), Delivery::Datagram);
     assert_eq!(bob.notice().await.1, frame(2, 10));
 }
 

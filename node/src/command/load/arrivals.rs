@@ -19,11 +19,7 @@ pub(super) struct Arrivals {
 impl Arrivals {
     /// Nothing arrived yet.
     pub(super) fn new(plan: Plan) -> Self {
-        Self {
-            plan,
-            ledger: Mutex::new(Ledger::new(plan)),
-            changed: Notify::new(),
-        }
+        Self { plan, ledger: Mutex::new(Ledger::new(plan)), changed: Notify::new() }
     }
 
     /// Notes one attempt: `scan` hands trace id and span id of each of its spans to the function
@@ -46,12 +42,7 @@ impl Arrivals {
 
     /// Reads or changes the ledger.
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
-        look(
-            &mut self
-                .ledger
-                .lock()
-                .expect("the ledger's own assertions hold"),
-        )
+        look(&mut self.ledger.lock().expect("the ledger's own assertions hold"))
     }
 
     /// Waits until something was noted since this last returned.

@@ -140,11 +140,9 @@ impl Failure {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Connection { .. } | Self::Deadline { .. } => true,
-            Self::Answer {
-                code: Code::ResourceExhausted,
-                retry_after,
-                ..
-            } => retry_after.is_some(),
+            Self::Answer { code: Code::ResourceExhausted, retry_after, .. } => {
+                retry_after.is_some()
+            }
             Self::Answer { code, .. } => matches!(
                 code,
                 Code::Cancelled
@@ -178,30 +176,18 @@ impl Client {
     /// Prepares connections; none is dialled yet. Must be called inside a runtime.
     pub(super) fn new(targets: &[Uri], sending: Sending) -> Self {
         let target = |uri: &Uri| Target::new(uri.clone(), &sending);
-        Self {
-            targets: targets.iter().map(target).collect(),
-            sending,
-        }
+        Self { targets: targets.iter().map(target).collect(), sending }
     }
 
     /// Delivers one request.
     pub(super) async fn deliver(&self, outgoing: Outgoing) -> Delivery {
-        let Outgoing {
-            number,
-            target,
-            bytes,
-            span_count,
-            due,
-        } = outgoing;
+        let Outgoing { number, target, bytes, span_count, due } = outgoing;
         let begin = Instant::now();
         let mut failures = Vec::new();
         let end = loop {
             let target = &self.targets[(target + failures.len()) % self.targets.len()];
             let connection = number as usize / self.targets.len();
-            let failure = match target
-                .export(connection, bytes.clone(), &self.sending)
-                .await
-            {
+            let failure = match target.export(connection, bytes.clone(), &self.sending).await {
                 Ok(refused_span_count) => break End::Acknowledged { refused_span_count },
                 Err(failure) => failure,
             };
@@ -217,14 +203,7 @@ impl Client {
             sleep(pause).await;
         };
         let at = Instant::now();
-        Delivery {
-            number,
-            span_count,
-            end,
-            at,
-            latency: at.duration_since(due),
-            failures,
-        }
+        Delivery { number, span_count, end, at, latency: at.duration_since(due), failures }
     }
 
     /// How long to wait after the failure of try number `tries`, counted from 0.
@@ -270,33 +249,25 @@ impl Target {
         let mut request = Request::new(bytes);
         request.set_timeout(sending.deadline);
         let call = async {
-            grpc.ready()
-                .await
-                .map_err(|error| self.connection_failure(&error))?;
+            grpc.ready().await.map_err(|error| self.connection_failure(&error))?;
             let path = PathAndQuery::from_static(EXPORT_PATH);
-            grpc.unary(request, path, BytesCodec)
-                .await
-                .map_err(|status| self.failure(&status))
+            grpc.unary(request, path, BytesCodec).await.map_err(|status| self.failure(&status))
         };
         let answer = timeout(sending.deadline, call)
             .await
-            .map_err(|_| Failure::Deadline {
-                target: self.uri.clone(),
-            })??;
+            .map_err(|_| Failure::Deadline { target: self.uri.clone() })??;
         // An answer that cannot be read is a success all the same.
         let answer = ExportTraceServiceResponse::decode(answer.into_inner()).unwrap_or_default();
-        let refused = answer
-            .partial_success
-            .map_or(0, |partial| partial.rejected_spans);
+        let refused = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
         Ok(refused.max(0) as u64)
     }
 
     /// tonic makes a status of everything; only those that came from the server have no source.
     fn failure(&self, status: &Status) -> Failure {
         match status.source() {
-            Some(source) if innermost(source).is::<TimeoutExpired>() => Failure::Deadline {
-                target: self.uri.clone(),
-            },
+            Some(source) if innermost(source).is::<TimeoutExpired>() => {
+                Failure::Deadline { target: self.uri.clone() }
+            }
             Some(source) => self.connection_failure(source),
             None => Failure::Answer {
                 target: self.uri.clone(),
@@ -309,10 +280,7 @@ impl Target {
 
     fn connection_failure(&self, error: &(dyn Error + 'static)) -> Failure {
         let reason = innermost(error).to_string();
-        Failure::Connection {
-            target: self.uri.clone(),
-            reason,
-        }
+        Failure::Connection { target: self.uri.clone(), reason }
     }
 }
 
@@ -358,13 +326,8 @@ struct RetryDelay {
 /// The delay that a server asks for in `grpc-status-details-bin`; a negative one is none.
 fn retry_after(details: &[u8]) -> Option<Duration> {
     let details = RpcStatus::decode(details).ok()?.details;
-    let info = details
-        .iter()
-        .find(|detail| detail.type_url.ends_with("/google.rpc.RetryInfo"))?;
-    let delay = RetryInfo::decode(info.value.clone())
-        .ok()?
-        .retry_delay
-        .unwrap_or_default();
+    let info = details.iter().find(|detail| detail.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(info.value.clone()).ok()?.retry_delay.unwrap_or_default();
     let seconds = u64::try_from(delay.seconds).ok()?;
     Some(Duration::new(seconds, u32::try_from(delay.nanos).ok()?))
 }

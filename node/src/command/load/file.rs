@@ -39,11 +39,7 @@ pub(super) struct Follower {
 impl Follower {
     /// Begins at the present end of the file, or at the beginning of one that comes to be.
     pub(super) async fn open(path: &Path) -> anyhow::Result<Self> {
-        let mut follower = Self {
-            path: path.to_owned(),
-            file: None,
-            offset: 0,
-        };
+        let mut follower = Self { path: path.to_owned(), file: None, offset: 0 };
         follower.file = follower.open_if_there().await?;
         if let Some(file) = &follower.file {
             follower.offset = file.metadata().await?.len();
@@ -117,10 +113,7 @@ async fn read_lines(file: &mut File, mut offset: u64, arrivals: &Arrivals) -> an
         file.seek(SeekFrom::Start(offset)).await?;
         bytes.clear();
         file.take(wanted).read_to_end(&mut bytes).await?;
-        let whole = bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |end| end + 1);
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         for line in bytes[..whole].split_inclusive(|byte| *byte == b'\n') {
             // What cannot be read is counted there, and is no reason to stop.
             let _ = arrivals.note(|on_span| each_span(line, on_span));
@@ -169,10 +162,7 @@ struct Ids<'a> {
 /// Hands the ids of a line's spans, as bytes, to `on_span`; an id that is no hex is empty.
 fn each_span(line: &[u8], mut on_span: impl FnMut(&[u8], &[u8])) -> Result<(), serde_json::Error> {
     let data: TracesData<'_> = serde_json::from_slice(line)?;
-    let scopes = data
-        .resource_spans
-        .iter()
-        .flat_map(|resource| &resource.scope_spans);
+    let scopes = data.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
     for ids in scopes.flat_map(|scope| &scope.spans) {
         let [trace_id, span_id] =
             [ids.trace_id, ids.span_id].map(|id| hex::decode(id).unwrap_or_default());
@@ -209,20 +199,12 @@ mod tests {
             let path = directory.path().join("traces.jsonl");
             blocking::write(&path, line(&plan, 99)).unwrap();
             let follower = Follower::open(&path).await.unwrap();
-            Self {
-                directory,
-                plan,
-                arrivals: Arrivals::new(plan),
-                follower,
-            }
+            Self { directory, plan, arrivals: Arrivals::new(plan), follower }
         }
 
         fn append(&self, text: &str) {
             let path = self.directory.path().join("traces.jsonl");
-            let file = blocking::File::options()
-                .create(true)
-                .append(true)
-                .open(path);
+            let file = blocking::File::options().create(true).append(true).open(path);
             file.unwrap().write_all(text.as_bytes()).unwrap();
         }
 
@@ -279,12 +261,7 @@ mod tests {
         let bytes = blocking::metadata(&path).unwrap().len();
         scene.append(&line(&scene.plan, 0)[..30]);
         assert_eq!(scene.read().await, (0, 0));
-        blocking::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(bytes)
-            .unwrap();
+        blocking::File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
         scene.append(&line(&scene.plan, 1));
         assert_eq!(scene.read().await, (8, 0));
     }
@@ -294,11 +271,7 @@ mod tests {
         let mut scene = Scene::new().await;
         scene.append(&line(&scene.plan, 0));
         scene.rotate();
-        assert_eq!(
-            scene.read().await,
-            (8, 0),
-            "between the steps of a rotation"
-        );
+        assert_eq!(scene.read().await, (8, 0), "between the steps of a rotation");
         scene.append(&line(&scene.plan, 1));
         assert_eq!(scene.read().await, (16, 0));
     }

@@ -80,20 +80,14 @@ impl Generator {
     pub(super) fn new(plan: Plan, seed: u64) -> Self {
         let random = &mut StdRng::seed_from_u64(seed);
         let mut templates = |kind: fn(&mut StdRng, usize) -> Span| -> Vec<_> {
-            (0..SPAN_TEMPLATES)
-                .map(|index| Template::new(&kind(random, index)))
-                .collect()
+            (0..SPAN_TEMPLATES).map(|index| Template::new(&kind(random, index))).collect()
         };
         Self {
             plan,
             roots: templates(root),
             children: templates(child),
-            resources: (0..RESOURCES)
-                .map(|index| field(RESOURCE, &resource(index)))
-                .collect(),
-            scopes: (0..RESOURCES)
-                .map(|index| field(SCOPE, &scope(index)))
-                .collect(),
+            resources: (0..RESOURCES).map(|index| field(RESOURCE, &resource(index))).collect(),
+            scopes: (0..RESOURCES).map(|index| field(SCOPE, &scope(index))).collect(),
             spans: Vec::new(),
         }
     }
@@ -128,10 +122,8 @@ impl Generator {
         bytes: &mut Vec<u8>,
     ) {
         let (resource, scope) = (&self.resources[resource], &self.scopes[resource]);
-        let span_bytes: usize = group
-            .iter()
-            .map(|(number, id)| self.template(*number, *id).field.len())
-            .sum();
+        let span_bytes: usize =
+            group.iter().map(|(number, id)| self.template(*number, *id).field.len()).sum();
         let scope_spans = scope.len() + span_bytes;
         let resource_spans =
             resource.len() + 1 + prost::length_delimiter_len(scope_spans) + scope_spans;
@@ -152,10 +144,7 @@ impl Generator {
         span[template.trace_id..][..16].copy_from_slice(&self.plan.trace_id(number.trace));
         span[template.span_id..][..8].copy_from_slice(&id.to_be_bytes());
         if let Some(parent_id) = template.parent_id {
-            let parent = SpanNumber {
-                span: (number.span - 1) / 2,
-                ..number
-            };
+            let parent = SpanNumber { span: (number.span - 1) / 2, ..number };
             let parent = self.plan.span_id(parent);
             span[parent_id..][..8].copy_from_slice(&parent.to_be_bytes());
         }
@@ -166,19 +155,13 @@ impl Generator {
     }
 
     fn template(&self, number: SpanNumber, id: u64) -> &Template {
-        let kind = if number.span == 0 {
-            &self.roots
-        } else {
-            &self.children
-        };
+        let kind = if number.span == 0 { &self.roots } else { &self.children };
         &kind[(id >> 32) as usize % SPAN_TEMPLATES]
     }
 
     fn encoded_bytes_max(&self, spans: &[(SpanNumber, u64)]) -> usize {
-        let span_bytes: usize = spans
-            .iter()
-            .map(|(number, id)| self.template(*number, *id).field.len())
-            .sum();
+        let span_bytes: usize =
+            spans.iter().map(|(number, id)| self.template(*number, *id).field.len()).sum();
         let largest = |fields: &[Vec<u8>]| fields.iter().map(Vec::len).max().unwrap_or(0);
         let heads = 2 * (1 + prost::length_delimiter_len(span_bytes) + 1);
         let group = largest(&self.resources) + largest(&self.scopes) + heads;
@@ -189,11 +172,7 @@ impl Generator {
 impl Template {
     fn new(span: &Span) -> Self {
         let field = field(SPANS, span);
-        let find = |marker: &[u8]| {
-            field
-                .windows(marker.len())
-                .position(|bytes| bytes == marker)
-        };
+        let find = |marker: &[u8]| field.windows(marker.len()).position(|bytes| bytes == marker);
         let found = |marker| find(marker).expect("the templates below have every marker");
         Self {
             trace_id: found(&TRACE_ID),
@@ -214,18 +193,13 @@ fn put_head(tag: u8, length: usize, bytes: &mut Vec<u8>) {
 
 fn field(tag: u8, message: &impl Message) -> Vec<u8> {
     let mut bytes = vec![tag];
-    message
-        .encode_length_delimited(&mut bytes)
-        .expect("a Vec grows as needed");
+    message.encode_length_delimited(&mut bytes).expect("a Vec grows as needed");
     bytes
 }
 
 fn root(random: &mut StdRng, index: usize) -> Span {
     Span {
-        name: format!(
-            "GET /shop/{}/{{id}}",
-            ["cart", "orders", "items", "search"][index % 4]
-        ),
+        name: format!("GET /shop/{}/{{id}}", ["cart", "orders", "items", "search"][index % 4]),
         kind: span::SpanKind::Server.into(),
         parent_span_id: Vec::new(),
         ..child(random, index)
@@ -233,11 +207,7 @@ fn root(random: &mut StdRng, index: usize) -> Span {
 }
 
 fn child(random: &mut StdRng, index: usize) -> Span {
-    let kinds = [
-        span::SpanKind::Client,
-        span::SpanKind::Server,
-        span::SpanKind::Internal,
-    ];
+    let kinds = [span::SpanKind::Client, span::SpanKind::Server, span::SpanKind::Internal];
     let events = index.is_multiple_of(EVENT_EVERY).then(|| span::Event {
         time_unix_nano: u64::from_le_bytes(START_TIME),
         name: "exception".to_owned(),
@@ -258,20 +228,14 @@ fn child(random: &mut StdRng, index: usize) -> Span {
         span_id: SPAN_ID.to_vec(),
         parent_span_id: PARENT_ID.to_vec(),
         flags: 0x101,
-        name: format!(
-            "shop.Inventory/{}",
-            ["Reserve", "Lookup", "List"][index % 3]
-        ),
+        name: format!("shop.Inventory/{}", ["Reserve", "Lookup", "List"][index % 3]),
         kind: kinds[index % kinds.len()].into(),
         start_time_unix_nano: u64::from_le_bytes(START_TIME),
         end_time_unix_nano: u64::from_le_bytes(END_TIME),
         attributes: attributes(random),
         events: events.into_iter().collect(),
         links: links.into_iter().collect(),
-        status: Some(Status {
-            code,
-            message: String::new(),
-        }),
+        status: Some(Status { code, message: String::new() }),
         ..Span::default()
     }
 }
@@ -292,15 +256,9 @@ fn attributes(random: &mut StdRng) -> Vec<KeyValue> {
         text("url.path", &format!("/shop/items/{id}")),
         number("http.response.status_code", 200),
         text("http.route", "/shop/items/{id}"),
-        text(
-            "server.address",
-            &format!("10.0.{}.{}", id % 256, id / 7 % 256),
-        ),
+        text("server.address", &format!("10.0.{}.{}", id % 256, id / 7 % 256)),
         number("server.port", 8080),
-        text(
-            "network.peer.address",
-            &format!("10.1.{}.{}", id % 199, id / 5 % 256),
-        ),
+        text("network.peer.address", &format!("10.1.{}.{}", id % 199, id / 5 % 256)),
         text("user_agent.original", "Mozilla/5.0 (X11; Linux x86_64)"),
         text("enduser.id", &format!("customer-{id:08}")),
         number("thread.id", id % 200),
@@ -314,22 +272,12 @@ fn attributes(random: &mut StdRng) -> Vec<KeyValue> {
 }
 
 fn resource(index: usize) -> Resource {
-    let name = [
-        "frontend",
-        "cart",
-        "checkout",
-        "inventory",
-        "payment",
-        "shipping",
-    ][index % 6];
+    let name = ["frontend", "cart", "checkout", "inventory", "payment", "shipping"][index % 6];
     Resource {
         attributes: vec![
             text("service.name", name),
             text("service.version", &format!("2.{index}.1")),
-            text(
-                "service.instance.id",
-                &format!("{name}-7d9f8b6c5-{index:05}"),
-            ),
+            text("service.instance.id", &format!("{name}-7d9f8b6c5-{index:05}")),
             text("deployment.environment.name", "production"),
             text("host.name", &format!("host-{:03}.example.net", index % 12)),
             text("os.type", "linux"),
@@ -359,10 +307,7 @@ fn number(key: &str, value: i64) -> KeyValue {
 }
 
 fn attribute(key: &str, value: Value) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-    }
+    KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }) }
 }
 
 #[cfg(test)]
@@ -403,11 +348,7 @@ mod tests {
             for request in plan.schedule(0).take(6) {
                 let (bytes, span_count) = generator.request(request, NOW);
                 let (decoded, spans) = decode(bytes.clone());
-                assert_eq!(
-                    decoded.encode_to_vec(),
-                    bytes,
-                    "the encoding is prost's own"
-                );
+                assert_eq!(decoded.encode_to_vec(), bytes, "the encoding is prost's own");
                 assert_eq!(spans.len() as u64, span_count);
                 let numbers: Vec<_> = spans
                     .iter()
@@ -432,10 +373,8 @@ mod tests {
             .schedule(0)
             .flat_map(|request| decode(generator.request(request, NOW).0).1)
             .collect();
-        let ids: BTreeSet<_> = spans
-            .iter()
-            .map(|span| (span.trace_id.clone(), span.span_id.clone()))
-            .collect();
+        let ids: BTreeSet<_> =
+            spans.iter().map(|span| (span.trace_id.clone(), span.span_id.clone())).collect();
         let children = spans.iter().filter(|span| !span.parent_span_id.is_empty());
         let mut parents = children.map(|span| (span.trace_id.clone(), span.parent_span_id.clone()));
         assert!(parents.all(|parent| ids.contains(&parent)));
@@ -458,10 +397,7 @@ mod tests {
             }
         }
         let bytes_per_span = bytes_sum / span_count_sum;
-        assert!(
-            (490..=525).contains(&bytes_per_span),
-            "{bytes_per_span} bytes a span"
-        );
+        assert!((490..=525).contains(&bytes_per_span), "{bytes_per_span} bytes a span");
     }
 
     #[test]
@@ -469,20 +405,12 @@ mod tests {
         let plan = plan(8);
         let (bytes, _) = Generator::new(plan, 42).request(0, NOW);
         let mut scanned = Vec::new();
-        scan::each_span(&bytes, |trace, span| {
-            scanned.push((trace.to_vec(), span.to_vec()))
-        })
-        .unwrap();
-        let decoded = decode(bytes.clone())
-            .1
-            .into_iter()
-            .map(|span| (span.trace_id, span.span_id));
+        scan::each_span(&bytes, |trace, span| scanned.push((trace.to_vec(), span.to_vec())))
+            .unwrap();
+        let decoded = decode(bytes.clone()).1.into_iter().map(|span| (span.trace_id, span.span_id));
         assert_eq!(scanned, Vec::from_iter(decoded));
         for length in (0..bytes.len()).step_by(997).skip(1) {
-            assert!(
-                scan::each_span(&bytes[..length], |_, _| {}).is_err(),
-                "cut to {length}"
-            );
+            assert!(scan::each_span(&bytes[..length], |_, _| {}).is_err(), "cut to {length}");
         }
     }
 }

@@ -78,17 +78,9 @@ impl Ledger {
 
     /// A target acknowledged a request, once.
     pub(super) fn on_acknowledged(&mut self, request: u64) {
-        assert!(
-            !self.acknowledged.set(request),
-            "a request is acknowledged once"
-        );
-        let waiting = self
-            .plan
-            .spans_of(request)
-            .map(|number| self.plan.position(number));
-        self.missing += waiting
-            .filter(|position| !self.arrived.get(*position))
-            .count() as u64;
+        assert!(!self.acknowledged.set(request), "a request is acknowledged once");
+        let waiting = self.plan.spans_of(request).map(|number| self.plan.position(number));
+        self.missing += waiting.filter(|position| !self.arrived.get(*position)).count() as u64;
     }
 
     /// An attempt arrived, with these spans; `None` for one that this run did not send.
@@ -150,9 +142,7 @@ impl Ledger {
                 findings.spans_unacknowledged_arrived += u64::from(arrived && !acknowledged);
             }
             if findings.spans_lost > lost_before && findings.traces_lost.len() < EXAMPLES_MAX {
-                findings
-                    .traces_lost
-                    .push(hex::encode(self.plan.trace_id(trace)));
+                findings.traces_lost.push(hex::encode(self.plan.trace_id(trace)));
             }
         }
         findings
@@ -165,9 +155,7 @@ struct Bits(Vec<u64>);
 
 impl Bits {
     fn get(&self, number: u64) -> bool {
-        self.0
-            .get((number / 64) as usize)
-            .is_some_and(|word| word >> (number % 64) & 1 == 1)
+        self.0.get((number / 64) as usize).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
     /// Puts a number in; whether it was there before.
@@ -206,9 +194,7 @@ mod tests {
 
     fn acknowledged() -> Ledger {
         let mut ledger = Ledger::new(plan());
-        plan()
-            .schedule(0)
-            .for_each(|request| ledger.on_acknowledged(request));
+        plan().schedule(0).for_each(|request| ledger.on_acknowledged(request));
         ledger
     }
 
@@ -224,10 +210,7 @@ mod tests {
         assert_eq!(ledger.missing(), TRACES * 8);
         arrive(&mut ledger, 0..TRACES);
         assert_eq!(ledger.missing(), 0);
-        let expected = Findings {
-            spans_arrived: TRACES * 8,
-            ..Findings::default()
-        };
+        let expected = Findings { spans_arrived: TRACES * 8, ..Findings::default() };
         assert_eq!(ledger.findings(TRACES), expected);
     }
 
@@ -235,13 +218,8 @@ mod tests {
     fn acknowledgement_after_arrival_is_not_missing() {
         let mut ledger = Ledger::new(plan());
         arrive(&mut ledger, 0..TRACES);
-        plan()
-            .schedule(0)
-            .for_each(|request| ledger.on_acknowledged(request));
-        assert_eq!(
-            (ledger.missing(), ledger.findings(TRACES).spans_lost),
-            (0, 0)
-        );
+        plan().schedule(0).for_each(|request| ledger.on_acknowledged(request));
+        assert_eq!((ledger.missing(), ledger.findings(TRACES).spans_lost), (0, 0));
     }
 
     #[test]
@@ -259,10 +237,7 @@ mod tests {
         let mut ledger = Ledger::new(plan());
         arrive(&mut ledger, 0..1);
         let findings = ledger.findings(TRACES);
-        assert_eq!(
-            (findings.spans_lost, findings.spans_unacknowledged_arrived),
-            (0, 8)
-        );
+        assert_eq!((findings.spans_lost, findings.spans_unacknowledged_arrived), (0, 8));
     }
 
     #[test]

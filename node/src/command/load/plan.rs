@@ -64,13 +64,7 @@ pub(super) struct Shape {
 impl Plan {
     /// Lays out a run.
     pub(super) fn new(shape: Shape) -> Self {
-        let Shape {
-            seed,
-            spans_per_trace,
-            trace_count,
-            target_count,
-            request_spans,
-        } = shape;
+        let Shape { seed, spans_per_trace, trace_count, target_count, request_spans } = shape;
         // A trace that is bigger than one request to every target needs several rounds of them.
         let rounds = spans_per_trace.div_ceil(request_spans * target_count);
         let window_requests = target_count * rounds;
@@ -106,10 +100,8 @@ impl Plan {
         let [high_trace, low_trace] = [(*high, self.trace_keys[0]), (low, self.trace_keys[1])]
             .map(|(half, key)| unmix(u64::from_be_bytes(half)) ^ key);
         let span = unmix(u64::from_be_bytes(span_id.try_into().ok()?)) ^ self.span_key;
-        let number = SpanNumber {
-            trace: span >> SPAN_BITS,
-            span: span & (SPANS_PER_TRACE_MAX - 1),
-        };
+        let number =
+            SpanNumber { trace: span >> SPAN_BITS, span: span & (SPANS_PER_TRACE_MAX - 1) };
         let ours = high_trace == low_trace
             && high_trace == number.trace
             && number.trace < self.trace_count
@@ -130,11 +122,7 @@ impl Plan {
 
     /// The spans of a request; neighbours are of different traces where there are several.
     pub(super) fn spans_of(&self, request: u64) -> impl Iterator<Item = SpanNumber> + use<> {
-        let Self {
-            window_requests,
-            spans_per_trace,
-            ..
-        } = *self;
+        let Self { window_requests, spans_per_trace, .. } = *self;
         let (window, turn) = (request / window_requests, request % window_requests);
         let first = window * self.window_traces;
         let end = (first + self.window_traces).min(self.trace_count);
@@ -155,10 +143,7 @@ impl Plan {
 
     /// The target that a request is sent to first.
     pub(super) fn target_of(&self, request: u64) -> usize {
-        let (window, turn) = (
-            request / self.window_requests,
-            request % self.window_requests,
-        );
+        let (window, turn) = (request / self.window_requests, request % self.window_requests);
         ((window + turn) % self.target_count) as usize
     }
 
@@ -185,9 +170,7 @@ impl Plan {
 
     /// The number of traces in the first `window_count` windows.
     pub(super) fn trace_count(&self, window_count: u64) -> u64 {
-        window_count
-            .saturating_mul(self.window_traces)
-            .min(self.trace_count)
+        window_count.saturating_mul(self.window_traces).min(self.trace_count)
     }
 }
 
@@ -207,11 +190,7 @@ pub(super) struct Schedule {
 impl Schedule {
     /// Begins no further window; those begun are sent to their end.
     pub(super) fn close(&mut self) {
-        let begun = if self.turn == 0 {
-            self.step
-        } else {
-            self.step + 1
-        };
+        let begun = if self.turn == 0 { self.step } else { self.step + 1 };
         self.window_count = self.window_count.min(begun);
     }
 
@@ -311,45 +290,31 @@ mod tests {
             for request in plan.schedule(0) {
                 assert_eq!(plan.spans_of(request).count(), 512, "{targets} targets");
                 for number in plan.spans_of(request) {
-                    targets_of
-                        .entry(number.trace)
-                        .or_default()
-                        .insert(plan.target_of(request));
+                    targets_of.entry(number.trace).or_default().insert(plan.target_of(request));
                 }
             }
-            assert!(
-                targets_of
-                    .values()
-                    .all(|of_trace| of_trace.len() as u64 == targets)
-            );
+            assert!(targets_of.values().all(|of_trace| of_trace.len() as u64 == targets));
         }
     }
 
     #[test]
     fn giant_trace_is_sent_in_several_requests_to_each_target() {
         let plan = Plan::new(shape(3, 20_000, 512, 2));
-        let largest = plan
-            .schedule(0)
-            .map(|request| plan.spans_of(request).count())
-            .max();
+        let largest = plan.schedule(0).map(|request| plan.spans_of(request).count()).max();
         assert!((400..=512).contains(&largest.unwrap()));
     }
 
     #[test]
     fn roots_are_sent_first_and_last_and_in_between() {
         let plan = Plan::new(shape(3, 8, 512, 192));
-        let turns: BTreeSet<_> = (0..192)
-            .map(|trace| plan.request_of(SpanNumber { trace, span: 0 }))
-            .collect();
+        let turns: BTreeSet<_> =
+            (0..192).map(|trace| plan.request_of(SpanNumber { trace, span: 0 })).collect();
         assert_eq!(turns, BTreeSet::from([0, 1, 2]));
     }
 
     #[test]
     fn closed_schedule_finishes_the_windows_that_it_began() {
-        let plan = Plan::new(Shape {
-            trace_count: None,
-            ..shape(3, 8, 512, 1)
-        });
+        let plan = Plan::new(Shape { trace_count: None, ..shape(3, 8, 512, 1) });
         for sent in 0..30 {
             let mut schedule = plan.schedule(2);
             let mut requests: Vec<_> = schedule.by_ref().take(sent).collect();
@@ -369,9 +334,7 @@ mod tests {
     fn lag_spreads_a_trace_over_the_time_asked_for() {
         let plan = Plan::new(shape(3, 8, 512, 192 * 200));
         let interval = Duration::from_millis(25);
-        let order: Vec<_> = plan
-            .schedule(plan.lag(Duration::from_secs(5), interval))
-            .collect();
+        let order: Vec<_> = plan.schedule(plan.lag(Duration::from_secs(5), interval)).collect();
         // Requests 300 to 302 are window 100, far from both ends.
         let at = |request| order.iter().position(|sent| *sent == request).unwrap() as u32;
         let spread = interval * (at(302) - at(300));

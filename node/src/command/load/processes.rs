@@ -60,10 +60,7 @@ pub(super) struct Meter {
 impl Meter {
     /// Begins to measure a process; fails when there is none.
     pub(super) fn start(process: Process) -> anyhow::Result<Self> {
-        Ok(Self {
-            process,
-            begin: process.processor_time()?,
-        })
+        Ok(Self { process, begin: process.processor_time()? })
     }
 
     /// What it cost since then; a process that has ended by now cannot be asked.
@@ -116,16 +113,11 @@ fn parse_processor_time(stat: &str) -> anyhow::Result<Duration> {
     // The second field is the program's name in parentheses and may hold anything.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     // Fields 14 (utime) and 15 (stime) of proc(5); the rest begins with field 3.
-    let mut times = after_name
-        .split_whitespace()
-        .skip(11)
-        .map(str::parse::<u64>);
+    let mut times = after_name.split_whitespace().skip(11).map(str::parse::<u64>);
     let (Some(Ok(user)), Some(Ok(system))) = (times.next(), times.next()) else {
         bail!("cannot find processor times in {stat:?}");
     };
-    Ok(Duration::from_millis(
-        (user + system) * 1000 / TICKS_PER_SECOND,
-    ))
+    Ok(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
 }
 
 fn parse_resident_bytes_max(status: &str) -> anyhow::Result<u64> {

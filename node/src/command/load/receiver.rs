@@ -82,9 +82,7 @@ impl Service<HttpRequest<Body>> for TraceService {
     }
 
     fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
-        let call = Call {
-            export: Arc::clone(&self.export),
-        };
+        let call = Call { export: Arc::clone(&self.export) };
         Box::pin(async move {
             if request.uri().path() != EXPORT_PATH {
                 return Ok(Status::unimplemented("only Export is served").into_http());
@@ -108,8 +106,6 @@ impl UnaryService<Bytes> for Call {
     type Future = BoxFuture<'static, Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        (self.export)(request.into_inner())
-            .map_ok(Response::new)
-            .boxed()
+        (self.export)(request.into_inner()).map_ok(Response::new).boxed()
     }
 }

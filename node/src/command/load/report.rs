@@ -93,10 +93,8 @@ impl Report {
         load: ProcessCost,
     ) -> Self {
         let sent = Sent::new(tally);
-        let costs: Option<Vec<_>> = processes
-            .iter()
-            .map(|process| process.cpu_seconds_per_million_spans)
-            .collect();
+        let costs: Option<Vec<_>> =
+            processes.iter().map(|process| process.cpu_seconds_per_million_spans).collect();
         Self {
             seed,
             good: Self::is_good(&sent, verification.as_ref(), allowed),
@@ -153,10 +151,7 @@ impl fmt::Display for Report {
         }
         match &self.verification {
             Some(findings) => fmt_findings(findings, f)?,
-            None => writeln!(
-                f,
-                "came out      not looked at: neither --listen nor --verify-file"
-            )?,
+            None => writeln!(f, "came out      not looked at: neither --listen nor --verify-file")?,
         }
         for process in &self.processes {
             writeln!(f, "cost          {process}")?;
@@ -227,15 +222,9 @@ fn fmt_findings(findings: &Findings, f: &mut fmt::Formatter<'_>) -> fmt::Result 
         writeln!(f, "lost          spans of trace {trace}")?;
     }
     for (count, what) in [
-        (
-            findings.spans_unacknowledged_arrived,
-            "spans that were not acknowledged",
-        ),
+        (findings.spans_unacknowledged_arrived, "spans that were not acknowledged"),
         (findings.spans_foreign, "spans of somebody else"),
-        (
-            findings.attempts_unreadable,
-            "requests or lines that cannot be read",
-        ),
+        (findings.attempts_unreadable, "requests or lines that cannot be read"),
     ] {
         if count > 0 {
             writeln!(f, "also came     {count} {what}")?;

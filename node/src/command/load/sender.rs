@@ -109,8 +109,7 @@ impl Tally {
                 self.requests_acknowledged += 1;
                 self.spans_acknowledged += delivery.span_count;
                 self.spans_rejected += refused_span_count;
-                self.latency
-                    .saturating_record(delivery.latency.as_micros() as u64);
+                self.latency.saturating_record(delivery.latency.as_micros() as u64);
                 if let Some(last) = self.acknowledged_last.replace(delivery.at) {
                     self.gap_max = self.gap_max.max(delivery.at.duration_since(last));
                 }
@@ -202,8 +201,7 @@ impl Sender {
     /// The next request that has spans: of a small window, or the last, some have none.
     fn next_request(&mut self) -> Option<u64> {
         let plan = self.plan;
-        self.schedule
-            .find(|request| plan.spans_of(*request).next().is_some())
+        self.schedule.find(|request| plan.spans_of(*request).next().is_some())
     }
 
     fn outgoing(&mut self, number: u64, due: Instant) -> Outgoing {
@@ -212,13 +210,7 @@ impl Sender {
             Some(_) => due,
             None => Instant::now(),
         };
-        Outgoing {
-            number,
-            target: self.plan.target_of(number),
-            bytes,
-            span_count,
-            due,
-        }
+        Outgoing { number, target: self.plan.target_of(number), bytes, span_count, due }
     }
 
     fn due_after(&self, outgoing: &Outgoing) -> Instant {
@@ -238,9 +230,7 @@ mod tests {
         Delivery {
             number: 0,
             span_count: 512,
-            end: End::Acknowledged {
-                refused_span_count: 0,
-            },
+            end: End::Acknowledged { refused_span_count: 0 },
             at,
             latency: Duration::from_millis(latency),
             failures,
@@ -261,17 +251,12 @@ mod tests {
 
     #[test]
     fn retries_are_tries_after_the_first() {
-        let target = "http://127.0.0.1:1"
-            .parse::<tonic::transport::Uri>()
-            .unwrap();
+        let target = "http://127.0.0.1:1".parse::<tonic::transport::Uri>().unwrap();
         let failures = vec![Failure::Deadline { target }; 3];
         let mut tally = Tally::new();
         tally.on_delivery(&acknowledged(Instant::now(), 3, failures.clone()));
         assert_eq!((tally.retries, tally.failures["deadline"]), (3, 3));
-        let given_up = Delivery {
-            end: End::GivenUp,
-            ..acknowledged(Instant::now(), 3, failures)
-        };
+        let given_up = Delivery { end: End::GivenUp, ..acknowledged(Instant::now(), 3, failures) };
         tally.on_delivery(&given_up);
         assert_eq!((tally.retries, tally.failures["deadline"]), (5, 6));
         assert_eq!(tally.spans_unacknowledged, 512);

@@ -28,15 +28,8 @@ fn parse(line: &[String]) -> Result<Arguments, clap::Error> {
 
 /// 3,000 spans in requests of 64, without waiting at the end for what may come twice.
 fn arguments(targets: &[SocketAddr], more: &str) -> Arguments {
-    let mut line = vec![
-        "--seed 5 --request-spans 64 --linger 0s".to_owned(),
-        more.to_owned(),
-    ];
-    line.extend(
-        targets
-            .iter()
-            .map(|target| format!("--target http://{target}")),
-    );
+    let mut line = vec!["--seed 5 --request-spans 64 --linger 0s".to_owned(), more.to_owned()];
+    line.extend(targets.iter().map(|target| format!("--target http://{target}")));
     if !more.contains("--deadline") {
         // A busy machine must not turn a slow answer into a second try.
         line.push("--deadline 10m --give-up-after 10m".to_owned());
@@ -55,8 +48,7 @@ impl Servers {
     async fn start(&mut self, export: Export) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        self.0
-            .spawn(async { serve(listener, export).await.unwrap() });
+        self.0.spawn(async { serve(listener, export).await.unwrap() });
         address
     }
 
@@ -75,12 +67,7 @@ fn always(answer: impl Fn() -> Result<Bytes, Status> + Send + Sync + 'static) ->
 
 async fn run(arguments: Arguments) -> Report {
     let (_interrupt, mut interrupts) = mpsc::channel(1);
-    Run::prepare(arguments)
-        .await
-        .unwrap()
-        .run(&mut interrupts)
-        .await
-        .unwrap()
+    Run::prepare(arguments).await.unwrap().run(&mut interrupts).await.unwrap()
 }
 
 /// How often a made-up mesh exports a trace, by how many it exported before.
@@ -96,11 +83,7 @@ struct Mesh {
 
 impl Mesh {
     fn new(copies: Copies) -> Arc<Self> {
-        Arc::new(Self {
-            open: Mutex::default(),
-            exported: AtomicU64::new(0),
-            copies,
-        })
+        Arc::new(Self { open: Mutex::default(), exported: AtomicU64::new(0), copies })
     }
 
     /// Takes a request and returns what is to be exported.
@@ -114,9 +97,7 @@ impl Mesh {
             if trace.len() == 8 {
                 let spans = open.remove(&trace_id).unwrap();
                 let resource_spans = spans.into_iter().flat_map(|span| span.resource_spans);
-                let trace = ExportTraceServiceRequest {
-                    resource_spans: resource_spans.collect(),
-                };
+                let trace = ExportTraceServiceRequest { resource_spans: resource_spans.collect() };
                 let copies = (self.copies)(self.exported.fetch_add(1, Ordering::Relaxed));
                 whole.extend(std::iter::repeat_n(trace, copies));
             }
@@ -130,9 +111,7 @@ impl Mesh {
         Arc::new(move |request| {
             let exports = mesh.on_request(request);
             let receiver = receiver.lock().unwrap().unwrap();
-            let messages = exports
-                .into_iter()
-                .map(|export| export.encode_to_vec().into());
+            let messages = exports.into_iter().map(|export| export.encode_to_vec().into());
             forward(receiver, messages.collect()).boxed()
         })
     }
@@ -168,20 +147,9 @@ async fn forward(receiver: SocketAddr, messages: Vec<Bytes>) -> Result<Bytes, St
     let client = Client::new(&[format!("http://{receiver}").parse().unwrap()], sending);
     for bytes in messages {
         let due = tokio::time::Instant::now();
-        let outgoing = client::Outgoing {
-            number: 0,
-            target: 0,
-            bytes,
-            span_count: 0,
-            due,
-        };
+        let outgoing = client::Outgoing { number: 0, target: 0, bytes, span_count: 0, due };
         let end = client.deliver(outgoing).await.end;
-        assert_eq!(
-            end,
-            client::End::Acknowledged {
-                refused_span_count: 0
-            }
-        );
+        assert_eq!(end, client::End::Acknowledged { refused_span_count: 0 });
     }
     Ok(Bytes::new())
 }
@@ -203,10 +171,7 @@ async fn mesh_that_exports_every_trace_once_is_good() {
     let report = run_through(Mesh::new(|_| 1), "").await;
     let findings = report.verification.as_ref().unwrap();
     assert!(report.good, "{report}");
-    assert_eq!(
-        (report.sent.spans, report.sent.spans_acknowledged),
-        (3000, 3000)
-    );
+    assert_eq!((report.sent.spans, report.sent.spans_acknowledged), (3000, 3000));
     assert_eq!((findings.spans_arrived, findings.spans_foreign), (3000, 0));
     assert!(report.acknowledgements.is_some());
 }
@@ -222,11 +187,7 @@ async fn mesh_that_drops_every_hundredth_trace_is_caught() {
 
 #[tokio::test]
 async fn mesh_that_exports_some_traces_twice_is_caught_unless_allowed() {
-    for (more, good) in [
-        ("", false),
-        ("--allow-twice=2", false),
-        ("--allow-twice", true),
-    ] {
+    for (more, good) in [("", false), ("--allow-twice=2", false), ("--allow-twice", true)] {
         let mesh = Mesh::new(|number| 1 + usize::from(number % 100 == 99));
         let report = run_through(mesh, more).await;
         let findings = report.verification.as_ref().unwrap();
@@ -261,11 +222,7 @@ async fn system_that_assembles_nothing_exports_traces_in_parts() {
 async fn traces_that_come_out_into_files_are_verified() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("traces.jsonl");
-    fs::write(
-        &path,
-        "{\"resourceSpans\":[{\"scopeSpans\":[{\"spans\":[]}]}]}\n",
-    )
-    .unwrap();
+    fs::write(&path, "{\"resourceSpans\":[{\"scopeSpans\":[{\"spans\":[]}]}]}\n").unwrap();
     let mesh = Mesh::new(|_| 1);
     let file = path.clone();
     let export: Export = Arc::new(move |request| {
@@ -289,17 +246,9 @@ async fn traces_that_come_out_into_files_are_verified() {
 #[tokio::test]
 async fn requests_go_to_another_target_when_one_fails() {
     let mut servers = Servers::default();
-    let unavailable = servers
-        .start(always(|| Err(Status::unavailable("joining"))))
-        .await;
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let silent = servers
-        .start(Arc::new(|_| std::future::pending().boxed()))
-        .await;
+    let unavailable = servers.start(always(|| Err(Status::unavailable("joining")))).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let silent = servers.start(Arc::new(|_| std::future::pending().boxed())).await;
     let fine = servers.start(always(|| Ok(Bytes::new()))).await;
     let targets = [unavailable, closed, silent, fine];
     let report = run(arguments(&targets, "--deadline 300ms")).await;
@@ -308,25 +257,17 @@ async fn requests_go_to_another_target_when_one_fails() {
     for cause in ["Unavailable", "connection", "deadline"] {
         assert!(report.sent.failures[cause] > 0, "{cause}: {report}");
     }
-    assert_eq!(
-        report.sent.retries,
-        report.sent.failures.values().sum::<u64>()
-    );
+    assert_eq!(report.sent.retries, report.sent.failures.values().sum::<u64>());
 }
 
 #[tokio::test]
 async fn refused_requests_are_not_sent_again() {
     let mut servers = Servers::default();
-    let target = servers
-        .start(always(|| Err(Status::invalid_argument("no"))))
-        .await;
+    let target = servers.start(always(|| Err(Status::invalid_argument("no")))).await;
     let report = run(arguments(&[target], "")).await;
     assert!(!report.good);
     assert_eq!((report.sent.spans_refused, report.sent.retries), (3000, 0));
-    assert!(
-        report.to_string().contains("InvalidArgument no"),
-        "{report}"
-    );
+    assert!(report.to_string().contains("InvalidArgument no"), "{report}");
 }
 
 #[tokio::test]
@@ -352,43 +293,21 @@ async fn wait_that_a_server_asks_for_is_honoured() {
     details.extend(b"\x12\x04\x0a\x02\x08\x3c");
     let details = Bytes::from(details);
     let mut servers = Servers::default();
-    let busy = move || {
-        Err(Status::with_details(
-            Code::ResourceExhausted,
-            "full",
-            details.clone(),
-        ))
-    };
+    let busy = move || Err(Status::with_details(Code::ResourceExhausted, "full", details.clone()));
     let target = servers.start(always(busy)).await;
     // It would have to wait for 60 s, so it gives up at once.
     let report = run(arguments(&[target], "--deadline 10m --give-up-after 59s")).await;
-    assert_eq!(
-        (report.sent.spans_unacknowledged, report.sent.retries),
-        (report.sent.spans, 0)
-    );
+    assert_eq!((report.sent.spans_unacknowledged, report.sent.retries), (report.sent.spans, 0));
     assert_eq!(report.sent.spans_refused, 0);
 }
 
 #[tokio::test]
 async fn run_ends_when_nobody_listens() {
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let report = run(arguments(
-        &[closed],
-        "--duration 24h --deadline 10m --give-up-after 0s",
-    ))
-    .await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let report =
+        run(arguments(&[closed], "--duration 24h --deadline 10m --give-up-after 0s")).await;
     assert!(!report.good);
-    assert!(
-        report
-            .sent
-            .last_failure
-            .unwrap()
-            .contains(&closed.to_string())
-    );
+    assert!(report.sent.last_failure.unwrap().contains(&closed.to_string()));
     assert_eq!(report.sent.spans_acknowledged, 0);
 }
 
@@ -398,9 +317,7 @@ async fn interrupted_run_reports_on_whole_traces() {
     let target = servers.start(always(|| Ok(Bytes::new()))).await;
     let (interrupt, mut interrupts) = mpsc::channel(1);
     interrupt.send(()).await.unwrap();
-    let run = Run::prepare(arguments(&[target], "--duration 24h"))
-        .await
-        .unwrap();
+    let run = Run::prepare(arguments(&[target], "--duration 24h")).await.unwrap();
     let report = run.run(&mut interrupts).await.unwrap();
     assert!(report.good, "{report}");
     assert_eq!(report.sent.spans_acknowledged, 8 * report.sent.traces);
@@ -412,22 +329,11 @@ async fn bad_input_is_one_clear_line() {
     let busy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = busy.local_addr().unwrap();
     for (more, expected) in [
-        (
-            format!("--listen {address}"),
-            format!("cannot listen on {address}"),
-        ),
-        (
-            format!("--pid {}", u32::MAX),
-            format!("no process {}", u32::MAX),
-        ),
-        (
-            "--verify-file /proc/version/x".to_owned(),
-            "/proc/version/x".to_owned(),
-        ),
+        (format!("--listen {address}"), format!("cannot listen on {address}")),
+        (format!("--pid {}", u32::MAX), format!("no process {}", u32::MAX)),
+        ("--verify-file /proc/version/x".to_owned(), "/proc/version/x".to_owned()),
     ] {
-        let error = Run::prepare(arguments(&[address], &more))
-            .await
-            .unwrap_err();
+        let error = Run::prepare(arguments(&[address], &more)).await.unwrap_err();
         let line = format!("{error:#}");
         assert!(line.contains(&expected) && !line.contains('\n'), "{line}");
     }
@@ -448,31 +354,19 @@ async fn bad_input_is_one_clear_line() {
 
 #[test]
 fn help_shows_an_example_that_parses() {
-    let help = <Line as clap::CommandFactory>::command()
-        .render_long_help()
-        .to_string();
-    let example = help
-        .rsplit("tracemesh load")
-        .next()
-        .unwrap()
-        .replace('\\', " ");
+    let help = <Line as clap::CommandFactory>::command().render_long_help().to_string();
+    let example = help.rsplit("tracemesh load").next().unwrap().replace('\\', " ");
     parse(&[example]).unwrap();
 }
 
 #[test]
 fn reports_are_read_by_people_and_programs() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let report = runtime.block_on(run_through(
-        Mesh::new(|_| 1),
-        &format!("--pid {}", std::process::id()),
-    ));
+    let report =
+        runtime.block_on(run_through(Mesh::new(|_| 1), &format!("--pid {}", std::process::id())));
     let json: serde_json::Value = serde_json::to_value(&report).unwrap();
     assert_eq!(json["verification"]["spans_lost"], 0);
     assert_eq!(json["good"], true);
     assert!(json["processes_cpu_seconds_per_million_spans"].is_f64());
-    assert!(
-        report
-            .to_string()
-            .contains("lost 0, twice 0 (in 0 traces), traces in parts 0")
-    );
+    assert!(report.to_string().contains("lost 0, twice 0 (in 0 traces), traces in parts 0"));
 }

@@ -12,11 +12,7 @@ async fn empty_requests_succeed() {
         (vec![("grpc-encoding", "zstd")], frame(1, b"")),
         (vec![("grpc-encoding", "zstd")], frame(1, &zstd(b""))),
     ] {
-        assert_eq!(
-            server.export(&headers, body).await.grpc_code(),
-            Code::Ok,
-            "{headers:?}"
-        );
+        assert_eq!(server.export(&headers, body).await.grpc_code(), Code::Ok, "{headers:?}");
     }
     for (headers, body) in [
         (vec![PROTOBUF], vec![]),
@@ -25,11 +21,7 @@ async fn empty_requests_succeed() {
         (vec![JSON], vec![]),
         (vec![JSON], b"{}".to_vec()),
     ] {
-        assert_eq!(
-            server.post(&headers, body).await.status,
-            StatusCode::OK,
-            "{headers:?}"
-        );
+        assert_eq!(server.post(&headers, body).await.status, StatusCode::OK, "{headers:?}");
     }
     assert_eq!(server.received(), vec![Bytes::new(); 10]);
 }
@@ -37,26 +29,17 @@ async fn empty_requests_succeed() {
 #[tokio::test]
 async fn partial_success_names_the_refused_spans() {
     let server = Server::start().await;
-    server.answer(Ok(Accepted {
-        refused_span_count: 3,
-        message: "all-zero ids".into(),
-    }));
+    server.answer(Ok(Accepted { refused_span_count: 3, message: "all-zero ids".into() }));
 
     let reply = server.export(&[], frame(0, b"x")).await;
     assert_eq!(reply.grpc_code(), Code::Ok);
     let response = ExportTraceServiceResponse::decode(&reply.body[5..]).unwrap();
     let partial = response.partial_success.unwrap();
-    assert_eq!(
-        (partial.rejected_spans, &partial.error_message[..]),
-        (3, "all-zero ids")
-    );
+    assert_eq!((partial.rejected_spans, &partial.error_message[..]), (3, "all-zero ids"));
 
     let reply = server.post(&[PROTOBUF], "x").await;
     assert_eq!(reply.status, StatusCode::OK);
-    assert_eq!(
-        ExportTraceServiceResponse::decode(reply.body).unwrap(),
-        response_of(3)
-    );
+    assert_eq!(ExportTraceServiceResponse::decode(reply.body).unwrap(), response_of(3));
 
     let reply = server.post(&[JSON], "{}").await;
     let partial = json!({ "rejectedSpans": "3", "errorMessage": "all-zero ids" });
@@ -64,10 +47,7 @@ async fn partial_success_names_the_refused_spans() {
 }
 
 fn response_of(refused_span_count: u64) -> ExportTraceServiceResponse {
-    let accepted = Accepted {
-        refused_span_count,
-        message: "all-zero ids".into(),
-    };
+    let accepted = Accepted { refused_span_count, message: "all-zero ids".into() };
     ExportTraceServiceResponse::decode(&answer::accepted_protobuf(&accepted)[..]).unwrap()
 }
 
@@ -75,14 +55,8 @@ fn response_of(refused_span_count: u64) -> ExportTraceServiceResponse {
 async fn refusals_for_good_are_told_as_such() {
     let server = Server::start().await;
     for (refusal, status) in [
-        (
-            Refusal::Malformed("byte 7 is odd".into()),
-            StatusCode::BAD_REQUEST,
-        ),
-        (
-            Refusal::TooLarge("byte 7 is odd".into()),
-            StatusCode::PAYLOAD_TOO_LARGE,
-        ),
+        (Refusal::Malformed("byte 7 is odd".into()), StatusCode::BAD_REQUEST),
+        (Refusal::TooLarge("byte 7 is odd".into()), StatusCode::PAYLOAD_TOO_LARGE),
     ] {
         server.answer(Err(refusal));
         let reply = server.export(&[], frame(0, b"x")).await;
@@ -91,19 +65,12 @@ async fn refusals_for_good_are_told_as_such() {
 
         let reply = server.post(&[PROTOBUF], "x").await;
         assert_eq!(reply.status, status);
-        let RpcStatus {
-            code,
-            message,
-            details,
-        } = reply.rpc_status();
+        let RpcStatus { code, message, details } = reply.rpc_status();
         assert_eq!((code, &message[..], details.len()), (3, "byte 7 is odd", 0));
 
         let reply = server.post(&[JSON], "{}").await;
         assert_eq!(reply.status, status);
-        assert_eq!(
-            reply.json(),
-            json!({ "code": 3, "message": "byte 7 is odd" })
-        );
+        assert_eq!(reply.json(), json!({ "code": 3, "message": "byte 7 is odd" }));
     }
     assert_eq!(server.counter("spans_refused_total{reason=\"syntax\"}"), 3);
     assert_eq!(server.counter("spans_refused_total{reason=\"size\"}"), 3);
@@ -117,10 +84,7 @@ async fn refusals_for_now_say_when_to_come_back() {
     let reply = server.export(&[], frame(0, b"x")).await;
     assert_eq!(reply.grpc_code(), Code::Unavailable);
     let status = tonic::Status::from_header_map(&reply.headers).unwrap();
-    assert_eq!(
-        retry_seconds(&RpcStatus::decode(status.details()).unwrap()),
-        2
-    );
+    assert_eq!(retry_seconds(&RpcStatus::decode(status.details()).unwrap()), 2);
 
     let reply = server.post(&[PROTOBUF], "x").await;
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -134,14 +98,8 @@ async fn refusals_for_now_say_when_to_come_back() {
 }
 
 pub(super) fn retry_seconds(status: &RpcStatus) -> i64 {
-    assert_eq!(
-        status.details[0].type_url,
-        "type.googleapis.com/google.rpc.RetryInfo"
-    );
-    let delay = RetryInfo::decode(&status.details[0].value[..])
-        .unwrap()
-        .retry_delay
-        .unwrap();
+    assert_eq!(status.details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
+    let delay = RetryInfo::decode(&status.details[0].value[..]).unwrap().retry_delay.unwrap();
     assert_eq!(delay.nanos, 0);
     delay.seconds
 }
@@ -159,20 +117,14 @@ async fn request_over_the_limit_is_refused_for_good_before_and_after_decompressi
         assert_eq!(reply.grpc_code(), Code::InvalidArgument, "{encoding}");
         assert!(reply.grpc_message().contains("more than 1048576 bytes"));
     }
-    for (encoding, body) in [
-        ("identity", zeros.clone()),
-        ("gzip", gzip(&zeros)),
-        ("zstd", zstd(&zeros)),
-    ] {
-        let reply = server
-            .post(&[PROTOBUF, ("content-encoding", encoding)], body)
-            .await;
+    for (encoding, body) in
+        [("identity", zeros.clone()), ("gzip", gzip(&zeros)), ("zstd", zstd(&zeros))]
+    {
+        let reply = server.post(&[PROTOBUF, ("content-encoding", encoding)], body).await;
         assert_eq!(reply.status, StatusCode::PAYLOAD_TOO_LARGE, "{encoding}");
     }
     let fits = vec![0; LIMIT];
-    let reply = server
-        .export(&[("grpc-encoding", "gzip")], frame(1, &gzip(&fits)))
-        .await;
+    let reply = server.export(&[("grpc-encoding", "gzip")], frame(1, &gzip(&fits))).await;
     assert_eq!(reply.grpc_code(), Code::Ok);
     assert_eq!(server.post(&[PROTOBUF], fits).await.status, StatusCode::OK);
     assert_eq!(server.counter("spans_refused_total{reason=\"size\"}"), 6);
@@ -186,9 +138,7 @@ async fn zstd_window_over_the_limit_is_refused() {
     let headers = [("grpc-encoding", "zstd")];
     let reply = server.export(&headers, frame(1, &body)).await;
     assert_eq!(reply.grpc_code(), Code::InvalidArgument);
-    let reply = server
-        .post(&[PROTOBUF, ("content-encoding", "zstd")], body)
-        .await;
+    let reply = server.post(&[PROTOBUF, ("content-encoding", "zstd")], body).await;
     assert_eq!(reply.status, StatusCode::BAD_REQUEST);
 }
 
@@ -198,19 +148,14 @@ async fn joining_node_asks_clients_to_come_back_and_health_follows() {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
     let mut health = HealthClient::new(endpoint.connect().await.unwrap());
     let service = "opentelemetry.proto.collector.trace.v1.TraceService";
-    let request = HealthCheckRequest {
-        service: service.into(),
-    };
+    let request = HealthCheckRequest { service: service.into() };
     let mut watched = health.watch(request).await.unwrap().into_inner();
     let serving = 1;
     assert_eq!(watched.message().await.unwrap().unwrap().status, serving);
 
     server.admission.send_replace(Admission::Joining);
     assert_ne!(watched.message().await.unwrap().unwrap().status, serving);
-    assert_eq!(
-        server.export(&[], frame(0, b"x")).await.grpc_code(),
-        Code::Unavailable
-    );
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Unavailable);
     let reply = server.post(&[PROTOBUF], "x").await;
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(["1", "2", "3", "4", "5"].contains(&reply.header(RETRY_AFTER)));
@@ -223,19 +168,12 @@ async fn joining_node_asks_clients_to_come_back_and_health_follows() {
     let request = HealthCheckRequest::default();
     let overall = health.check(request).await.unwrap().into_inner();
     assert_ne!(overall.status, serving);
-    assert_eq!(
-        server.export(&[], frame(0, b"x")).await.grpc_code(),
-        Code::Ok
-    );
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
 }
 
 #[tokio::test]
 async fn bytes_in_flight_are_bounded_over_both_protocols() {
-    let settings = Settings {
-        request_bytes_max: 1000,
-        in_flight_max: 1000,
-        ..Settings::default()
-    };
+    let settings = Settings { request_bytes_max: 1000, in_flight_max: 1000, ..Settings::default() };
     let server = Server::with(settings).await;
     server.fake.open.send_replace(false);
     let first = server.export(&[], frame(0, &[1; 600]));
@@ -257,26 +195,14 @@ async fn bytes_in_flight_are_bounded_over_both_protocols() {
     assert_eq!(by_grpc.grpc_code(), Code::Unavailable);
     assert_eq!(expanded.grpc_code(), Code::Unavailable);
     assert_eq!(server.in_flight.bytes(), 0);
-    assert_eq!(
-        server.post(&[PROTOBUF], vec![2; 600]).await.status,
-        StatusCode::OK
-    );
+    assert_eq!(server.post(&[PROTOBUF], vec![2; 600]).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn request_that_makes_the_node_panic_costs_that_request_only() {
     let server = Server::start().await;
-    assert_eq!(
-        server.export(&[], frame(0, b"panic")).await.grpc_code(),
-        Code::InvalidArgument
-    );
-    assert_eq!(
-        server.post(&[PROTOBUF], "panic").await.status,
-        StatusCode::BAD_REQUEST
-    );
-    assert_eq!(
-        server.export(&[], frame(0, b"x")).await.grpc_code(),
-        Code::Ok
-    );
+    assert_eq!(server.export(&[], frame(0, b"panic")).await.grpc_code(), Code::InvalidArgument);
+    assert_eq!(server.post(&[PROTOBUF], "panic").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
     assert_eq!(server.in_flight.bytes(), 0);
 }

@@ -25,12 +25,8 @@ async fn request_whose_client_is_gone_gives_its_bytes_back() {
 async fn drain_finishes_open_requests_and_takes_no_new_ones() {
     let mut server = Server::start().await;
     server.fake.open.send_replace(false);
-    let open = async {
-        tokio::join!(
-            server.export(&[], frame(0, b"x")),
-            server.post(&[PROTOBUF], "y")
-        )
-    };
+    let open =
+        async { tokio::join!(server.export(&[], frame(0, b"x")), server.post(&[PROTOBUF], "y")) };
     let draining = async {
         server.wait_received(2).await;
         server.drain.cancel();
@@ -47,11 +43,7 @@ async fn drain_finishes_open_requests_and_takes_no_new_ones() {
     let ((by_grpc, by_http), ()) = tokio::join!(open, draining);
     assert_eq!(by_grpc.grpc_code(), Code::Ok);
     assert_eq!(by_http.status, StatusCode::OK);
-    timeout(PATIENCE, server.task.join_next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, server.task.join_next()).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -66,11 +58,7 @@ async fn drain_ends_the_streams_of_those_who_watch_health() {
     server.drain.cancel();
     assert_ne!(watched.message().await.unwrap().unwrap().status, serving);
     assert!(watched.message().await.unwrap().is_none());
-    timeout(PATIENCE, server.task.join_next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, server.task.join_next()).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -86,11 +74,7 @@ async fn drain_drops_what_does_not_finish() {
         // Nothing happens from here on but the end of waiting.
         tokio::time::pause();
         server.drain.cancel();
-        timeout(PATIENCE, server.task.join_next())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, server.task.join_next()).await.unwrap().unwrap().unwrap();
     };
     let (stuck, ()) = tokio::join!(stuck, draining);
     assert!(stuck.is_err());
@@ -100,26 +84,17 @@ async fn drain_drops_what_does_not_finish() {
 #[tokio::test]
 async fn port_in_use_is_named() {
     let server = Server::start().await;
-    let taken = Settings {
-        http: vec![server.http],
-        ..Settings::default()
-    };
+    let taken = Settings { http: vec![server.http], ..Settings::default() };
     let error = Listeners::bind(taken).await.unwrap_err();
     assert_eq!((error.key, error.address), ("listen.http", server.http));
     let said = error.to_string();
-    assert!(
-        said.contains(&format!("cannot listen on {} (listen.http)", server.http)),
-        "{said}"
-    );
+    assert!(said.contains(&format!("cannot listen on {} (listen.http)", server.http)), "{said}");
     assert!(said.contains("another process has this port"), "{said}");
 }
 
 #[tokio::test]
 async fn connections_are_bounded() {
-    let settings = Settings {
-        connections_max: 1,
-        ..Settings::default()
-    };
+    let settings = Settings { connections_max: 1, ..Settings::default() };
     let server = Server::with(settings).await;
     let mut first = TcpStream::connect(server.http).await.unwrap();
     let request = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
@@ -127,18 +102,13 @@ async fn connections_are_bounded() {
     assert_eq!(first.read_u8().await.unwrap(), b'H');
     let mut second = TcpStream::connect(server.grpc).await.unwrap();
     let mut nothing = Vec::new();
-    let ended = timeout(PATIENCE, second.read_to_end(&mut nothing))
-        .await
-        .unwrap();
+    let ended = timeout(PATIENCE, second.read_to_end(&mut nothing)).await.unwrap();
     assert!(ended.is_err() || nothing.is_empty());
 }
 
 #[tokio::test]
 async fn old_connections_are_closed_in_an_orderly_way() {
-    let settings = Settings {
-        connection_age_max: Duration::from_millis(1),
-        ..Settings::default()
-    };
+    let settings = Settings { connection_age_max: Duration::from_millis(1), ..Settings::default() };
     let server = Server::with(settings).await;
     server.fake.open.send_replace(false);
     let mut stream = TcpStream::connect(server.http).await.unwrap();
@@ -149,10 +119,7 @@ async fn old_connections_are_closed_in_an_orderly_way() {
     tokio::time::sleep(Duration::from_millis(2)).await;
     server.fake.open.send_replace(true);
     let mut reply = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut reply))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 OK"), "{reply}");
 }
 
@@ -163,14 +130,9 @@ async fn several_addresses_and_ipv6_are_served() {
         return; // This host has no IPv6.
     }
     let v4 = Settings::default().http[0];
-    let settings = Settings {
-        http: vec![v6, v4],
-        ..Settings::default()
-    };
+    let settings = Settings { http: vec![v6, v4], ..Settings::default() };
     let listeners = Listeners::bind(settings).await.unwrap();
-    let [v6, v4] = listeners.http_addresses()[..] else {
-        panic!("two addresses")
-    };
+    let [v6, v4] = listeners.http_addresses()[..] else { panic!("two addresses") };
     assert!(v6.is_ipv6() && v4.is_ipv4() && v6.port() != 0);
 }
 
@@ -198,10 +160,7 @@ mod slow {
         };
         let admission = watch::Sender::new(Admission::Serving).subscribe();
         let metrics = Metrics::register(&mut registry()).ingest;
-        (
-            Intake::new(fake, admission, in_flight.clone(), LIMIT, metrics),
-            in_flight,
-        )
+        (Intake::new(fake, admission, in_flight.clone(), LIMIT, metrics), in_flight)
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,10 +24,7 @@ async fn grpc_hands_on_the_bytes_of_a_message_in_any_encoding() {
         assert_eq!(reply.header("grpc-accept-encoding"), "gzip,zstd,identity");
     }
     assert_eq!(server.received(), vec![Bytes::from(message); 5]);
-    assert_eq!(
-        server.counter("requests_total{protocol=\"grpc\",answer=\"accepted\"}"),
-        5
-    );
+    assert_eq!(server.counter("requests_total{protocol=\"grpc\",answer=\"accepted\"}"), 5);
     assert_eq!(server.in_flight.bytes(), 0);
 }
 
@@ -43,27 +40,15 @@ async fn grpc_message_that_breaks_the_framing_is_refused_for_good() {
     for (headers, body, said) in [
         (vec![], vec![], "ended before its message"),
         (vec![], vec![0, 0, 0], "ended before its message"),
-        (
-            vec![],
-            truncated,
-            "4 of the 8 bytes of the message are missing",
-        ),
-        (
-            vec![],
-            followed,
-            "more follows after the message of 8 bytes",
-        ),
+        (vec![], truncated, "4 of the 8 bytes of the message are missing"),
+        (vec![], followed, "more follows after the message of 8 bytes"),
         (vec![], frame(2, b"1"), "unknown compression flag 2"),
         (
             vec![("grpc-encoding", "gzip")],
             frame(1, b"12345678901234567890"),
             "gzip data is damaged",
         ),
-        (
-            vec![("grpc-encoding", "gzip")],
-            frame(1, &cut),
-            "gzip data is damaged",
-        ),
+        (vec![("grpc-encoding", "gzip")], frame(1, &cut), "gzip data is damaged"),
         (
             vec![("grpc-encoding", "zstd")],
             frame(1, b"12345678901234567890"),
@@ -77,11 +62,7 @@ async fn grpc_message_that_breaks_the_framing_is_refused_for_good() {
     ] {
         let reply = server.export(&headers, body).await;
         assert_eq!(reply.grpc_code(), Code::InvalidArgument, "{said}");
-        assert!(
-            reply.grpc_message().contains(said),
-            "{said:?} not in {}",
-            reply.grpc_message()
-        );
+        assert!(reply.grpc_message().contains(said), "{said:?} not in {}", reply.grpc_message());
     }
     assert_eq!(server.received(), Vec::<Bytes>::new());
     assert_eq!(server.in_flight.bytes(), 0);
@@ -99,9 +80,7 @@ async fn what_is_no_export_over_grpc_is_told_what_would_be() {
     let reply = server.call("/a.b/C", &[], frame(0, b"")).await;
     assert_eq!(reply.grpc_code(), Code::Unimplemented);
     assert!(reply.grpc_message().contains(LONG_PATH));
-    let reply = server
-        .export(&[("grpc-encoding", "br")], frame(1, b"x"))
-        .await;
+    let reply = server.export(&[("grpc-encoding", "br")], frame(1, b"x")).await;
     assert_eq!(reply.grpc_code(), Code::Unimplemented);
     assert_eq!(reply.header("grpc-accept-encoding"), "gzip,zstd,identity");
 
@@ -155,11 +134,7 @@ async fn client_that_others_wrote_understands_every_answer() {
     let server = Server::start().await;
     let endpoint = Endpoint::from_shared(format!("http://{}", server.grpc)).unwrap();
     let channel = endpoint.connect().await.unwrap();
-    for encoding in [
-        None,
-        Some(CompressionEncoding::Gzip),
-        Some(CompressionEncoding::Zstd),
-    ] {
+    for encoding in [None, Some(CompressionEncoding::Gzip), Some(CompressionEncoding::Zstd)] {
         let mut client = tonic::client::Grpc::new(channel.clone());
         if let Some(encoding) = encoding {
             client = client.send_compressed(encoding).accept_compressed(encoding);
@@ -175,14 +150,8 @@ async fn client_that_others_wrote_understands_every_answer() {
         server.answer(Err(later(3000)));
         client.ready().await.unwrap();
         let status = client.unary(request(), path(), Raw).await.unwrap_err();
-        assert_eq!(
-            (status.code(), status.message()),
-            (Code::Unavailable, "try again")
-        );
-        assert_eq!(
-            retry_seconds(&RpcStatus::decode(status.details()).unwrap()),
-            3
-        );
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "try again"));
+        assert_eq!(retry_seconds(&RpcStatus::decode(status.details()).unwrap()), 3);
     }
     assert_eq!(server.received(), vec![Bytes::from(message()); 6]);
 }

@@ -8,10 +8,7 @@ async fn http_hands_on_the_bytes_of_a_body_in_any_encoding() {
     let message = message();
     let requests = [
         (vec![PROTOBUF], message.clone()),
-        (
-            vec![PROTOBUF, ("content-encoding", "identity")],
-            message.clone(),
-        ),
+        (vec![PROTOBUF, ("content-encoding", "identity")], message.clone()),
         (vec![PROTOBUF, ("content-encoding", "GZIP")], gzip(&message)),
         (vec![PROTOBUF, ("content-encoding", "zstd")], zstd(&message)),
     ];
@@ -22,15 +19,10 @@ async fn http_hands_on_the_bytes_of_a_body_in_any_encoding() {
         assert!(reply.body.is_empty());
     }
     let long = Full::new(Bytes::from(message.clone()));
-    let reply = server
-        .http(Method::POST, LONG_PATH, &[PROTOBUF], long)
-        .await;
+    let reply = server.http(Method::POST, LONG_PATH, &[PROTOBUF], long).await;
     assert_eq!(reply.status, StatusCode::OK);
     assert_eq!(server.received(), vec![Bytes::from(message); 5]);
-    assert_eq!(
-        server.counter("requests_total{protocol=\"http\",answer=\"accepted\"}"),
-        5
-    );
+    assert_eq!(server.counter("requests_total{protocol=\"http\",answer=\"accepted\"}"), 5);
     assert_eq!(server.in_flight.bytes(), 0);
 }
 
@@ -40,9 +32,7 @@ async fn chunked_body_is_put_together() {
     let pieces = ["one ", "two ", "three"].map(|text| Ok(Frame::data(Bytes::from(text))));
     let body = StreamBody::new(tokio_stream::iter(pieces));
     let body = BodyExt::map_err(body, |error: std::io::Error| error);
-    let reply = server
-        .http(Method::POST, "/v1/traces", &[PROTOBUF], body)
-        .await;
+    let reply = server.http(Method::POST, "/v1/traces", &[PROTOBUF], body).await;
     assert_eq!(reply.status, StatusCode::OK);
     assert_eq!(server.received(), ["one two three"]);
 }
@@ -86,20 +76,11 @@ async fn what_is_no_export_over_http_is_told_what_would_be() {
     }
     for content_type in ["text/plain", "application/grpc", ""] {
         let reply = server.post(&[("content-type", content_type)], "x").await;
-        assert_eq!(
-            reply.status,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "{content_type}"
-        );
+        assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type}");
         assert!(reply.text().contains("application/x-protobuf"));
     }
-    assert_eq!(
-        server.post(&[], "x").await.status,
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    );
-    let reply = server
-        .post(&[PROTOBUF, (CONTENT_ENCODING.as_str(), "br")], "x")
-        .await;
+    assert_eq!(server.post(&[], "x").await.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let reply = server.post(&[PROTOBUF, (CONTENT_ENCODING.as_str(), "br")], "x").await;
     assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert_eq!(reply.header("accept-encoding"), "gzip, zstd, identity");
     assert_eq!(server.received(), Vec::<Bytes>::new());
@@ -127,10 +108,7 @@ async fn client_that_sends_everything_first_still_reads_its_refusal() {
             stream.write_all(b"\r\n0\r\n\r\n").await.unwrap();
         }
         let mut reply = Vec::new();
-        timeout(PATIENCE, stream.read_to_end(&mut reply))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, stream.read_to_end(&mut reply)).await.unwrap().unwrap();
         let reply = String::from_utf8_lossy(&reply);
         assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
     }
@@ -147,27 +125,18 @@ async fn client_that_asks_first_is_refused_before_it_sends() {
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut reply = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut reply))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, stream.read_to_end(&mut reply)).await.unwrap().unwrap();
     let reply = String::from_utf8_lossy(&reply);
     assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
 }
 
 #[tokio::test]
 async fn large_json_is_converted_without_holding_up_others() {
-    let settings = Settings {
-        request_bytes_max: 8 << 20,
-        ..Settings::default()
-    };
+    let settings = Settings { request_bytes_max: 8 << 20, ..Settings::default() };
     let server = Server::with(settings).await;
     let name = "n".repeat(4 << 20);
     let json = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [{ "name": name }]}]}]});
-    assert_eq!(
-        server.post(&[JSON], json.to_string()).await.status,
-        StatusCode::OK
-    );
+    assert_eq!(server.post(&[JSON], json.to_string()).await.status, StatusCode::OK);
     assert!(server.received()[0].len() > name.len());
     assert_eq!(server.in_flight.bytes(), 0);
 }

@@ -43,15 +43,11 @@ const AFTER_MAX: Duration = Duration::from_secs(300);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The server has it, but for `rejected_span_count` of its spans, which it will never take.
-    Taken {
-        rejected_span_count: u64,
-        message: String,
-    },
-    /// Nothing, or an unknown part, arrived.
-    Later {
-        after: Option<Duration>,
-        reason: String,
-    },
+    Taken { rejected_span_count: u64, message: String },
+    /// The server took nothing, or was not reached.
+    Later { after: Option<Duration>, reason: String },
+    /// It was sent, and what arrived is unknown.
+    Unanswered { reason: String },
     /// The server does not take it, and never will.
     Never { reason: String },
 }
@@ -75,10 +71,7 @@ impl Client {
         compression: Compression,
         headers: &BTreeMap<String, String>,
     ) -> Result<Self, StartError> {
-        let refused = || StartError::Endpoint {
-            sink: sink.into(),
-            endpoint: endpoint.into(),
-        };
+        let refused = || StartError::Endpoint { sink: sink.into(), endpoint: endpoint.into() };
         let target = Endpoint::from_shared(endpoint.to_owned()).map_err(|_| refused())?;
         if target.uri().scheme_str() != Some("http") || target.uri().host().is_none() {
             return Err(refused());
@@ -95,14 +88,7 @@ impl Client {
         };
         let headers = metadata(sink, headers)?;
         let (sink, endpoint, plain) = (sink.to_owned(), endpoint.to_owned(), false.into());
-        Ok(Self {
-            sink,
-            endpoint,
-            channel,
-            headers,
-            compression,
-            plain,
-        })
+        Ok(Self { sink, endpoint, channel, headers, compression, plain })
     }
 
     pub(super) fn sink(&self) -> &str {
@@ -115,9 +101,7 @@ impl Client {
 
     /// Sends one request and waits for its answer, no longer than until `deadline`.
     pub(super) async fn call(&self, request: Bytes, deadline: Instant) -> Answer {
-        let compression = self
-            .compression
-            .filter(|_| !self.plain.load(Ordering::Relaxed));
+        let compression = self.compression.filter(|_| !self.plain.load(Ordering::Relaxed));
         let reply = self.post(request.clone(), compression, deadline).await;
         if compression.is_none()
             || !matches!(&reply, Reply::No(s) if s.code() == Code::Unimplemented)
@@ -128,11 +112,7 @@ impl Client {
         let reply = self.post(request, None, deadline).await;
         if matches!(reply, Reply::Ok(_)) && !self.plain.swap(true, Ordering::Relaxed) {
             let (sink, endpoint) = (&self.sink, &self.endpoint);
-            tracing::warn!(
-                sink,
-                endpoint,
-                "sink does not know the compression: sending plain"
-            );
+            tracing::warn!(sink, endpoint, "sink does not know the compression: sending plain");
         }
         reply.into()
     }
@@ -157,6 +137,7 @@ impl Client {
         match timeout_at(deadline, call).await {
             Ok(Ok(response)) => Reply::Ok(response.into_inner()),
             Ok(Err(status)) if answered.load(Ordering::Relaxed) => Reply::No(status),
+            Ok(Err(status)) if is_unreached(&status) => Reply::Unreached(chain(&status)),
             Ok(Err(status)) => Reply::Broken(chain(&status)),
             Err(_) => Reply::Broken("no answer in time".to_owned()),
         }
@@ -169,20 +150,30 @@ enum Reply {
     Ok(Bytes),
     /// The server's own words.
     No(Status),
+    /// There was no connection.
+    Unreached(String),
     /// Something on the way failed; what arrived is unknown.
     Broken(String),
+}
+
+/// Whether a connection could not even be made.
+fn is_unreached(status: &Status) -> bool {
+    let mut error: Option<&dyn std::error::Error> = Some(status);
+    while let Some(cause) = error {
+        if cause.is::<tonic::ConnectError>() {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
 }
 
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {
         let status = match reply {
             Reply::Ok(response) => return taken(response),
-            Reply::Broken(reason) => {
-                return Self::Later {
-                    after: None,
-                    reason,
-                };
-            }
+            Reply::Unreached(reason) => return Self::Later { after: None, reason },
+            Reply::Broken(reason) => return Self::Unanswered { reason },
             Reply::No(status) => status,
         };
         let after = RpcStatus::retry_after(status.details());
@@ -212,15 +203,10 @@ impl From<Reply> for Answer {
 
 fn taken(response: Bytes) -> Answer {
     // The status was OK: that the answer is garbled besides does not undo it.
-    let partial = ExportTraceServiceResponse::decode(response)
-        .ok()
-        .and_then(|r| r.partial_success);
+    let partial = ExportTraceServiceResponse::decode(response).ok().and_then(|r| r.partial_success);
     let partial = partial.unwrap_or_default();
     let rejected_span_count = u64::try_from(partial.rejected_spans).unwrap_or(0);
-    Answer::Taken {
-        rejected_span_count,
-        message: partial.error_message,
-    }
+    Answer::Taken { rejected_span_count, message: partial.error_message }
 }
 
 /// The channel, noting whether a response carried a status of the server's own.
@@ -258,10 +244,7 @@ fn witnessed(
 fn metadata(sink: &str, headers: &BTreeMap<String, String>) -> Result<MetadataMap, StartError> {
     let mut metadata = MetadataMap::new();
     for (name, value) in headers {
-        let refused = || StartError::Header {
-            sink: sink.into(),
-            header: name.clone(),
-        };
+        let refused = || StartError::Header { sink: sink.into(), header: name.clone() };
         let key = AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| refused())?;
         let mut value = AsciiMetadataValue::try_from(value).map_err(|_| refused())?;
         value.set_sensitive(true);
@@ -272,9 +255,7 @@ fn metadata(sink: &str, headers: &BTreeMap<String, String>) -> Result<MetadataMa
 
 fn chain(error: &dyn Error) -> String {
     let sources = successors(error.source(), |&source| source.source());
-    sources.fold(error.to_string(), |text, source| {
-        format!("{text}: {source}")
-    })
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// Hands bytes through.
@@ -351,13 +332,8 @@ impl RpcStatus {
     /// The wait that a `RetryInfo` among the details asks for, if there is one.
     fn retry_after(details: &[u8]) -> Option<Duration> {
         let details = Self::decode(details).ok()?.details;
-        let info = details
-            .iter()
-            .find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
-        let delay = RetryInfo::decode(&*info.value)
-            .ok()?
-            .retry_delay
-            .unwrap_or_default();
+        let info = details.iter().find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+        let delay = RetryInfo::decode(&*info.value).ok()?.retry_delay.unwrap_or_default();
         let seconds = u64::try_from(delay.seconds).unwrap_or(0);
         let nanos = u32::try_from(delay.nanos).unwrap_or(0).min(999_999_999);
         Some(Duration::new(seconds, nanos).min(AFTER_MAX))
@@ -369,17 +345,12 @@ mod tests {
     use super::*;
 
     fn details(seconds: i64, nanos: i32) -> Vec<u8> {
-        let delay = RetryInfo {
-            retry_delay: Some(RetryDelay { seconds, nanos }),
-        };
+        let delay = RetryInfo { retry_delay: Some(RetryDelay { seconds, nanos }) };
         let any = |kind: &str, value| AnyMessage {
             type_url: format!("type.googleapis.com/google.rpc.{kind}"),
             value,
         };
-        let details = vec![
-            any("Help", vec![1, 2, 3]),
-            any("RetryInfo", delay.encode_to_vec()),
-        ];
+        let details = vec![any("Help", vec![1, 2, 3]), any("RetryInfo", delay.encode_to_vec())];
         RpcStatus { details }.encode_to_vec()
     }
 
@@ -397,29 +368,12 @@ mod tests {
             let reason = format!("{code:?}: why");
             if retryable.contains(&number) {
                 let after = Some(Duration::from_millis(3_500));
-                assert_eq!(
-                    with,
-                    Answer::Later {
-                        after,
-                        reason: reason.clone()
-                    }
-                );
+                assert_eq!(with, Answer::Later { after, reason: reason.clone() });
             } else {
-                assert_eq!(
-                    with,
-                    Answer::Never {
-                        reason: reason.clone()
-                    }
-                );
+                assert_eq!(with, Answer::Never { reason: reason.clone() });
             }
             if retryable.contains(&number) && code != Code::ResourceExhausted {
-                assert_eq!(
-                    without,
-                    Answer::Later {
-                        after: None,
-                        reason
-                    }
-                );
+                assert_eq!(without, Answer::Later { after: None, reason });
             } else {
                 assert_eq!(without, Answer::Never { reason });
             }
@@ -443,17 +397,8 @@ mod tests {
         };
         let good = ("x-key", "secret");
         assert!(new("http://127.0.0.1:4317", good).is_none());
-        for endpoint in [
-            "127.0.0.1:4317",
-            "https://127.0.0.1:4317",
-            "http://",
-            "",
-            "http://a b",
-        ] {
-            assert!(
-                matches!(new(endpoint, good), Some(StartError::Endpoint { .. })),
-                "{endpoint}"
-            );
+        for endpoint in ["127.0.0.1:4317", "https://127.0.0.1:4317", "http://", "", "http://a b"] {
+            assert!(matches!(new(endpoint, good), Some(StartError::Endpoint { .. })), "{endpoint}");
         }
         for header in [("x key", "a"), ("x-bin", "a"), ("x-key", "secret\n")] {
             let error = new("http://127.0.0.1:4317", header).unwrap();

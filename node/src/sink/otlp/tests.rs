@@ -64,14 +64,9 @@ impl Server {
         let service = tower::service_fn(move |request: http::Request<Body>| {
             let header = |name: &str| {
                 let value = request.headers().get(name);
-                value
-                    .map(|v| v.to_str().unwrap().to_owned())
-                    .unwrap_or_default()
+                value.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
             };
-            seen_headers
-                .lock()
-                .unwrap()
-                .push((header("grpc-encoding"), header("x-key")));
+            seen_headers.lock().unwrap().push((header("grpc-encoding"), header("x-key")));
             let (seen, note) = (seen.clone(), note.clone());
             let answer = answer(request, script, compressed, seen, note);
             async move { Ok::<_, Infallible>(answer.await) }
@@ -79,18 +74,9 @@ impl Server {
         let mut task = JoinSet::new();
         task.spawn(async move {
             let server = tonic::transport::Server::builder();
-            server
-                .serve_with_incoming(service, TcpListenerStream::new(listener))
-                .await
-                .unwrap();
+            server.serve_with_incoming(service, TcpListenerStream::new(listener)).await.unwrap();
         });
-        Self {
-            address,
-            requests,
-            headers,
-            arrived,
-            _task: task,
-        }
+        Self { address, requests, headers, arrived, _task: task }
     }
 
     fn requests(&self) -> Vec<Bytes> {
@@ -174,13 +160,8 @@ impl Rig {
         let all = Metrics::register(&mut Registry::default());
         let metrics = all.sink("otlp");
         let headers = BTreeMap::from([("x-key".to_owned(), "secret".to_owned())]);
-        let client = Client::new(
-            "otlp",
-            &format!("http://{address}"),
-            Compression::Zstd,
-            &headers,
-        )
-        .unwrap();
+        let client =
+            Client::new("otlp", &format!("http://{address}"), Compression::Zstd, &headers).unwrap();
         let clock: crate::sink::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
         let dead_letters = DeadLetters::new(letters.clone(), "otlp".into(), clock, &all);
         let mut worker = Worker::new(client, 1 << 20, metrics.clone(), dead_letters);
@@ -188,26 +169,13 @@ impl Rig {
         let (sink, inbox) = queue::queue("otlp".into(), 1 << 30, metrics.queue_bytes.clone());
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(worker.run(inbox, stop.clone()));
-        Self {
-            sink,
-            metrics,
-            letters,
-            stop,
-            worker: tasks,
-            _directory: directory,
-        }
+        Self { sink, metrics, letters, stop, worker: tasks, _directory: directory }
     }
 
     async fn export(&self, attempts: &[Arc<Attempt>]) -> Vec<Outcome> {
-        let outcomes = attempts
-            .iter()
-            .map(|a| self.sink.submit(a.clone()).unwrap());
+        let outcomes = attempts.iter().map(|a| self.sink.submit(a.clone()).unwrap());
         let outcomes: Vec<_> = outcomes.collect();
-        join_all(outcomes)
-            .await
-            .into_iter()
-            .map(Result::unwrap)
-            .collect()
+        join_all(outcomes).await.into_iter().map(Result::unwrap).collect()
     }
 
     async fn export_one(&self) -> Outcome {
@@ -248,9 +216,7 @@ fn full() -> Status {
 }
 
 fn again_in_7_seconds() -> Outcome {
-    Outcome::Again {
-        after: Some(Duration::from_secs(7)),
-    }
+    Outcome::Again { after: Some(Duration::from_secs(7)) }
 }
 
 #[tokio::test]
@@ -259,25 +225,12 @@ async fn busy_sink_sends_many_traces_a_request_compressed_with_its_headers() {
     let rig = Rig::new(server.address);
     let attempts = traces(200);
     let outcomes = rig.export(&attempts).await;
-    assert!(
-        outcomes
-            .iter()
-            .all(|outcome| *outcome == Outcome::Acknowledged)
-    );
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Acknowledged));
     let requests = server.requests();
     assert_eq!(span_ids(&requests), span_ids(&encoded(&attempts)));
-    assert!(
-        requests.len() <= 200 / TRACES_MIN,
-        "{} requests",
-        requests.len()
-    );
+    assert!(requests.len() <= 200 / TRACES_MIN, "{} requests", requests.len());
     let headers = server.headers.lock().unwrap().clone();
-    assert!(
-        headers
-            .iter()
-            .all(|h| *h == ("zstd".into(), "secret".into())),
-        "{headers:?}"
-    );
+    assert!(headers.iter().all(|h| *h == ("zstd".into(), "secret".into())), "{headers:?}");
     assert_eq!((rig.metrics.spans.get(), rig.metrics.up.get()), (400, 1));
     assert_eq!(rig.metrics.queue_bytes.get(), 0);
     assert!(rig.dead().is_empty());
@@ -291,9 +244,7 @@ async fn each_status_has_the_outcome_that_otlp_gives_it() {
         Say::No(Status::new(Code::from_i32(code.into()), "no"))
     })
     .await;
-    let rigs: Vec<_> = (1..=16u8)
-        .map(|code| (code, Rig::new(server.address)))
-        .collect();
+    let rigs: Vec<_> = (1..=16u8).map(|code| (code, Rig::new(server.address))).collect();
     let outcomes = join_all(rigs.iter().map(async |(code, rig)| {
         let outcome = rig.export(&[trace(*code, 1)]).await.remove(0);
         (*code, outcome, rig.dead().len(), rig.metrics.up.get())
@@ -322,10 +273,7 @@ async fn partial_success_is_not_sent_again_and_is_counted() {
     let outcomes = rig.export(&traces(5)).await;
     assert_eq!(outcomes, vec![Outcome::Acknowledged; 5]);
     assert_eq!(server.requests().len(), 1);
-    assert_eq!(
-        (rig.metrics.spans.get(), rig.metrics.spans_rejected.get()),
-        (7, 3)
-    );
+    assert_eq!((rig.metrics.spans.get(), rig.metrics.spans_rejected.get()), (7, 3));
 }
 
 #[tokio::test]
@@ -333,10 +281,7 @@ async fn warning_without_rejected_spans_is_a_success() {
     let server = Server::start(|_, _| Say::Rejected(0)).await;
     let rig = Rig::new(server.address);
     assert_eq!(rig.export_one().await, Outcome::Acknowledged);
-    assert_eq!(
-        (rig.metrics.spans.get(), rig.metrics.spans_rejected.get()),
-        (2, 0)
-    );
+    assert_eq!((rig.metrics.spans.get(), rig.metrics.spans_rejected.get()), (2, 0));
 }
 
 #[tokio::test]
@@ -406,21 +351,14 @@ async fn giant_trace_is_split_over_requests_and_acknowledged_once_all_are() {
         _ => Say::Yes,
     })
     .await;
-    let rig = Rig::with(server.address, |exporter| {
-        exporter.request_bytes_max = 10_000
-    });
+    let rig = Rig::with(server.address, |exporter| exporter.request_bytes_max = 10_000);
     let scopes: Vec<_> = (0..2).map(|n| scope(&resource(n), n)).collect();
-    let chunks = scopes
-        .iter()
-        .zip([1, 1001])
-        .map(|(s, first)| (s.clone(), spans(1, first, 300, 50)));
+    let chunks =
+        scopes.iter().zip([1, 1001]).map(|(s, first)| (s.clone(), spans(1, first, 300, 50)));
     let giant = attempt(1, chunks.collect());
     assert_eq!(rig.export(slice::from_ref(&giant)).await, [Outcome::AGAIN]);
     assert_eq!((server.requests().len(), rig.metrics.spans.get()), (3, 0));
-    assert_eq!(
-        rig.export(slice::from_ref(&giant)).await,
-        [Outcome::Acknowledged]
-    );
+    assert_eq!(rig.export(slice::from_ref(&giant)).await, [Outcome::Acknowledged]);
     let requests = server.requests().split_off(3);
     assert!(requests.len() > 5 && requests.iter().all(|request| request.len() <= 10_000));
     assert_eq!(span_ids(&requests), span_ids(&encoded(&[giant])));
@@ -437,34 +375,19 @@ async fn poisonous_trace_is_found_in_its_request_and_costs_no_other() {
     let rig = Rig::new(server.address);
     let outcomes = rig.export(&traces(70)).await;
     for (n, outcome) in (1..).zip(outcomes) {
-        let wanted = if n == POISON {
-            Outcome::Refused
-        } else {
-            Outcome::Acknowledged
-        };
+        let wanted = if n == POISON { Outcome::Refused } else { Outcome::Acknowledged };
         assert_eq!(outcome, wanted, "trace {n}");
     }
     assert_eq!(rig.dead(), [TraceId([POISON; 16]).to_string()]);
     let requests = server.requests();
     let taken: Vec<_> = requests
         .iter()
-        .filter(|request| {
-            span_ids(&[(*request).clone()])
-                .iter()
-                .all(|id| id.2[0] != POISON)
-        })
+        .filter(|request| span_ids(&[(*request).clone()]).iter().all(|id| id.2[0] != POISON))
         .cloned()
         .collect();
-    let others: Vec<_> = traces(70)
-        .into_iter()
-        .filter(|a| a.trace_id.0[0] != POISON)
-        .collect();
+    let others: Vec<_> = traces(70).into_iter().filter(|a| a.trace_id.0[0] != POISON).collect();
     assert_eq!(span_ids(&taken), span_ids(&encoded(&others)), "each once");
-    assert!(
-        requests.len() <= 1 + 2 * 7,
-        "{} requests to find it",
-        requests.len()
-    );
+    assert!(requests.len() <= 1 + 2 * 7, "{} requests to find it", requests.len());
     assert_eq!(rig.metrics.spans.get(), 138);
 }
 
@@ -488,10 +411,7 @@ async fn panic_while_encoding_costs_that_trace_only() {
     let server = Server::start(|_, _| Say::Yes).await;
     let rig = Rig::with(server.address, |exporter| {
         exporter.encode = |attempts, bytes_max| {
-            assert!(
-                attempts.iter().all(|a| a.trace_id.0[0] != POISON),
-                "planted"
-            );
+            assert!(attempts.iter().all(|a| a.trace_id.0[0] != POISON), "planted");
             request::encode(attempts, bytes_max)
         }
     });
@@ -503,27 +423,15 @@ async fn panic_while_encoding_costs_that_trace_only() {
         .collect();
     assert_eq!(refused, [(POISON, Outcome::Refused)]);
     assert_eq!(rig.dead(), [TraceId([POISON; 16]).to_string()]);
-    assert!(
-        fs::read_to_string(&rig.letters)
-            .unwrap()
-            .contains("planted")
-    );
-    assert_eq!(
-        rig.export_one().await,
-        Outcome::Acknowledged,
-        "the sink lives on"
-    );
+    assert!(fs::read_to_string(&rig.letters).unwrap().contains("planted"));
+    assert_eq!(rig.export_one().await, Outcome::Acknowledged, "the sink lives on");
 }
 
 #[tokio::test]
 async fn refused_trace_stays_held_when_its_letter_cannot_be_written() {
     let server = Server::start(|_, _| Say::No(Status::invalid_argument("poison"))).await;
     let rig = Rig::new(server.address);
-    fs::write(
-        rig.letters.parent().unwrap(),
-        "a file where the directory should be",
-    )
-    .unwrap();
+    fs::write(rig.letters.parent().unwrap(), "a file where the directory should be").unwrap();
     assert_eq!(rig.export_one().await, Outcome::AGAIN);
 }
 
@@ -535,10 +443,7 @@ async fn server_without_our_compression_gets_plain_requests() {
     assert_eq!(rig.export_one().await, Outcome::Acknowledged);
     assert_eq!(rig.export_one().await, Outcome::Acknowledged);
     let headers = server.headers.lock().unwrap().clone();
-    let encodings: Vec<_> = headers
-        .iter()
-        .map(|(encoding, _)| encoding.as_str())
-        .collect();
+    let encodings: Vec<_> = headers.iter().map(|(encoding, _)| encoding.as_str()).collect();
     assert_eq!(encodings, ["zstd", "", ""]);
     assert!(decode(&server.requests()[0]).resource_spans.len() == 1 && rig.dead().is_empty());
 }

@@ -1,0 +1,193 @@
+//! What an owner does when a trace is due: decide, export, try again, tell (rules D of
+//! PROTOCOL.md).
+//!
+//! The invariant: a span becomes done only when every sink has it or refused it for good, or its
+//! trace is sampled out; and whoever finished an attempt tells the other holders, even when it is
+//! no owner any more. At most one attempt of a trace at a time.
+
+use super::attempt::{Answer, Result, Trying};
+use super::trace::{SpanState, Trace};
+use super::{Cause, Effect, Role, Shard};
+use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
+use crate::process;
+use crate::sink::Attempt;
+use crate::spans::{Chunk, TraceId};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracemesh_membership::Slot;
+
+impl Shard {
+    /// What one sink, or the dead-letter file, said to an attempt.
+    pub fn on_answer(
+        &mut self,
+        now: Instant,
+        trace_id: TraceId,
+        number: u32,
+        sink: u32,
+        answer: Answer,
+    ) {
+        let Some(trying) = self.trying.get_mut(&trace_id) else { return };
+        if trying.number != number {
+            return;
+        }
+        if answer == Answer::Unanswered {
+            self.tally.unanswered += u64::from(trying.attempt.span_count);
+        }
+        trying.on_answer(sink, answer);
+        if trying.in_flight() {
+            return;
+        }
+        let Some(index) = self.table.find(trace_id) else { return };
+        let now_ms = self.ms(now);
+        let Some(trying) = self.trying.get(&trace_id) else { return };
+        if trying.owed() {
+            let again = now_ms + trying.backoff_ms(trace_id);
+            self.wake_at(index, again);
+        } else if let Some(trying) = self.trying.remove(&trace_id) {
+            self.finish_attempt(index, now_ms, &trying);
+        }
+    }
+
+    /// The replica, if any, publishes my view.
+    pub(super) fn is_calm(&self, slot: Slot) -> bool {
+        let Some(Some(replica)) = self.placement.holders(slot).map(|holders| holders.replica)
+        else {
+            return true;
+        };
+        let replica = &self.placement.view().members()[replica as usize].id;
+        self.published_views.get(replica) == Some(&self.view_hash())
+    }
+
+    pub(super) fn decide(&mut self, index: u32, now_ms: u64) {
+        let Some(trace) = self.table.get(index) else { return };
+        let late = trace.has_done();
+        let chunks = trace.chunks(|_, state| state == SpanState::Held);
+        let attempt = attempt_of(trace.id, chunks, trace.held_count);
+        let (known, taken_over) = (trace.verdict, trace.taken_over);
+        let cause = self.cause(trace);
+        let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
+        if taken_over {
+            self.tally.taken_over += u64::from(attempt.span_count);
+        }
+        let decider = &mut self.decide;
+        let raw = attempt.clone();
+        let decided = catch_unwind(AssertUnwindSafe(|| {
+            let verdict = if known == Verdict::None { decider.decide(&attempt) } else { known };
+            (verdict, process::process(attempt, late))
+        }));
+        let Ok((verdict, processed)) = decided else {
+            tracing::error!(trace_id = %raw.trace_id, "trace makes deciding panic");
+            self.begin(index, Trying::dead_letter(Arc::new(raw)));
+            return;
+        };
+        if known == Verdict::None {
+            self.tally.decided.push((cause, verdict, delay));
+        }
+        self.change(index, |trace| {
+            trace.verdict = verdict;
+            trace.taken_over = false;
+        });
+        if verdict == Verdict::SampledOut {
+            let count = self.change(index, |trace| {
+                let count = trace.turn(SpanState::Held, SpanState::Done);
+                trace.free_done();
+                count
+            });
+            self.tally.sampled_out += u64::from(count.unwrap_or(0));
+            self.tell_done(index);
+            self.after_change(index, now_ms);
+            return;
+        }
+        self.begin(index, Trying::export(Arc::new(processed), self.sinks, late));
+    }
+
+    fn cause(&self, trace: &Trace) -> Cause {
+        if self.is_last_to_leave() {
+            Cause::Drain
+        } else if trace.taken_over {
+            Cause::Takeover
+        } else if trace.held_count >= self.limits.spans_max {
+            Cause::Spans
+        } else if trace.span_bytes() >= self.limits.bytes_max {
+            Cause::Bytes
+        } else if trace.rooted {
+            Cause::Root
+        } else {
+            Cause::Age
+        }
+    }
+
+    fn begin(&mut self, index: u32, mut trying: Trying) {
+        self.attempt_number = self.attempt_number.wrapping_add(1);
+        trying.number = self.attempt_number;
+        let Some(trace) = self.table.get_mut(index) else { return };
+        trace.turn(SpanState::Held, SpanState::Sending);
+        self.effects.push(trying.effect());
+        self.trying.insert(trace.id, trying);
+    }
+
+    /// The backoff of an attempt is over: the owner makes it again, whoever is none any more gives
+    /// it up and asks.
+    pub(super) fn try_again(&mut self, index: u32, role: Role, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index) else { return };
+        let Some(trying) = self.trying.get_mut(&trace.id) else { return };
+        if trying.in_flight() {
+            return;
+        }
+        if role == Role::Owner {
+            self.attempt_number = self.attempt_number.wrapping_add(1);
+            trying.again(self.attempt_number);
+            self.effects.push(trying.effect());
+            return;
+        }
+        trace.turn(SpanState::Sending, SpanState::Held);
+        self.trying.remove(&trace.id);
+        self.after_change(index, now_ms);
+    }
+
+    /// Every sink has the spans or refused them for good (D3).
+    fn finish_attempt(&mut self, index: u32, now_ms: u64, trying: &Trying) {
+        let count = self.change(index, |trace| {
+            let count = trace.turn(SpanState::Sending, SpanState::Done);
+            trace.free_done();
+            count
+        });
+        let count = u64::from(count.unwrap_or(0));
+        match trying.result() {
+            Result::Exported => {
+                self.tally.exported += count;
+                if trying.late {
+                    self.tally.late += count;
+                    self.tally.in_parts += 1;
+                }
+            }
+            Result::Refused => self.tally.refused += count,
+            Result::Poison => self.tally.poison += count,
+        }
+        self.tell_done(index);
+        self.after_change(index, now_ms);
+    }
+
+    fn tell_done(&mut self, index: u32) {
+        let Some(trace) = self.table.get(index) else { return };
+        let Some(holders) = self.placement.holders(trace.slot) else { return };
+        let done = DoneTrace {
+            trace_id: trace_id_bytes(trace.id),
+            verdict: trace.verdict.into(),
+            sum: trace.done_sum(),
+        };
+        for holder in std::iter::once(holders.owner).chain(holders.replica) {
+            if Some(holder) != self.my_index {
+                let target = self.placement.view().members()[holder as usize].id.clone();
+                self.effects.push(Effect::Done { target, done: done.clone() });
+            }
+        }
+    }
+}
+
+pub(super) fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt {
+    let bytes = chunks.iter().map(|chunk| chunk.spans.len()).sum();
+    Attempt { trace_id, chunks, span_count, bytes }
+}

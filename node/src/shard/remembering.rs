@@ -1,0 +1,58 @@
+//! Remembering what is done, so that late spans follow their trace and repeated ones are
+//! recognised.
+//!
+//! A trace is remembered from when nothing of it is held until its time is over, or until the bound
+//! on memory is reached; then the one that was remembered longest goes first, and is counted. The
+//! invariant: an entry of the queue counts only when it names the time that the trace itself does.
+
+use super::{Shard, to_ms};
+
+impl Shard {
+    /// Keeps the keys of a trace of which nothing is held, for as long as there is room.
+    pub(super) fn remember(&mut self, index: u32, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index) else { return };
+        trace.wake_ms = u64::MAX;
+        if trace.is_remembered() {
+            return;
+        }
+        trace.remembered_until_ms = now_ms + to_ms(self.limits.remember).max(1);
+        self.remembered_bytes += trace.cost_bytes();
+        self.remembered.push_back((trace.remembered_until_ms, trace.id));
+        while self.remembered_bytes > self.limits.remember_bytes_max {
+            if !self.forget_oldest() {
+                break;
+            }
+            self.tally.forgotten_early += 1;
+        }
+    }
+
+    pub(super) fn forget_expired(&mut self, now_ms: u64) {
+        while self.remembered.front().is_some_and(|&(at, _)| at <= now_ms) {
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets the trace that has been remembered longest; `false` when there is none.
+    fn forget_oldest(&mut self) -> bool {
+        while let Some((until_ms, id)) = self.remembered.pop_front() {
+            let Some(index) = self.table.find(id) else { continue };
+            if self.table.get(index).is_some_and(|trace| trace.remembered_until_ms == until_ms) {
+                self.forget(index);
+                return true;
+            }
+        }
+        false
+    }
+
+    pub(super) fn forget(&mut self, index: u32) {
+        let role = self.role_of(index);
+        let Some(trace) = self.table.remove(index) else { return };
+        self.trace_bytes -= trace.cost_bytes();
+        self.held[role as usize] -= u64::from(trace.held_count);
+        self.held_traces -= u64::from(trace.held_count > 0);
+        if trace.is_remembered() {
+            self.remembered_bytes -= trace.cost_bytes();
+        }
+        self.trying.remove(&trace.id);
+    }
+}
