@@ -5,11 +5,7 @@
 //! processor time is the figure: CPU seconds (user and system) of the nodes per million spans, the
 //! load itself not included.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a benchmark prints its figures"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
 
 use serde_json::json;
 use std::process::{Command, ExitCode};
@@ -21,9 +17,7 @@ use tracemesh_tests::ports::claim_base_port;
 const SPANS: &str = "1000000";
 
 fn main() -> ExitCode {
-    let what = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'));
+    let what = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let (ids, replicas): (&[&str], u8) = match what.as_deref() {
         Some("one") => (&["a"], 1),
         Some("three") => (&["a", "b", "c"], 1),
@@ -40,30 +34,17 @@ fn main() -> ExitCode {
     let sink = format!("127.0.0.1:{}", claim_base_port());
     let endpoint = format!("http://{sink}");
     let settings = host.nodes(ids).into_iter().map(|node| {
-        node.with(
-            "sinks",
-            json!([{ "otlp": { "endpoint": endpoint, "compression": "none" } }]),
-        )
-        .with("cluster.replicas", json!(replicas))
-        .with("node.memory", json!("4GiB"))
-        .with("traces.root_delay", json!("6s"))
+        node.with("sinks", json!([{ "otlp": { "endpoint": endpoint, "compression": "none" } }]))
+            .with("cluster.replicas", json!(replicas))
+            .with("node.memory", json!("4GiB"))
+            .with("traces.root_delay", json!("6s"))
     });
     let settings: Vec<Settings> = settings.collect();
     let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
     nodes.iter_mut().for_each(Node::wait_until_ready);
-    nodes
-        .iter()
-        .for_each(|node| node.wait_for_members(ids.len()));
+    nodes.iter().for_each(|node| node.wait_for_members(ids.len()));
     let mut load = Command::new(host.program());
-    load.args([
-        "load",
-        "--spans",
-        SPANS,
-        "--listen",
-        &sink,
-        "--allow-twice",
-        "--allow-parts",
-    ]);
+    load.args(["load", "--spans", SPANS, "--listen", &sink, "--allow-twice", "--allow-parts"]);
     for node in &mut nodes {
         load.args(["--target", &node.grpc_url()]);
         load.args(["--pid", &node.program().id().to_string()]);

@@ -19,10 +19,7 @@ impl Host {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         let directory = tempfile::Builder::new().prefix("tracemesh-test-").tempdir();
         let directory = directory.expect("there is a place for temporary files");
-        Self {
-            program: program.into(),
-            directory,
-        }
+        Self { program: program.into(), directory }
     }
 
     /// The settings of a node called `id`, with ports and a directory of its own.

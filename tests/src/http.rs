@@ -14,9 +14,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// One client for all tests; connections are kept by address.
 static AGENT: LazyLock<Agent> = LazyLock::new(|| {
     let config = Agent::config_builder();
-    let config = config
-        .http_status_as_error(false)
-        .timeout_global(Some(DEADLINE));
+    let config = config.http_status_as_error(false).timeout_global(Some(DEADLINE));
     config.max_idle_connections(0).build().into()
 });
 
@@ -48,10 +46,7 @@ impl Answer {
 
     /// The value of a header; empty where it is absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -105,9 +100,5 @@ pub fn send(
 fn read(answer: Response<ureq::Body>) -> Result<Answer, ureq::Error> {
     let (parts, mut body) = answer.into_parts();
     let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
-    Ok(Answer {
-        status: parts.status.as_u16(),
-        headers: parts.headers,
-        body,
-    })
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
 }

@@ -25,23 +25,15 @@ impl Metrics {
     /// # Panics
     /// When a line is no sample.
     pub fn read(text: &str) -> Self {
-        let lines = text
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'));
-        Self {
-            samples: lines.map(Sample::read).collect(),
-        }
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Self { samples: lines.map(Sample::read).collect() }
     }
 
     /// The sum of all samples of `name` that have `labels` among theirs; 0 where there are none, as
     /// a counter that never counted may be absent.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let fits = |sample: &&Sample| sample.name == name && sample.has(labels);
-        self.samples
-            .iter()
-            .filter(fits)
-            .map(|sample| sample.value)
-            .sum()
+        self.samples.iter().filter(fits).map(|sample| sample.value).sum()
     }
 
     /// Whether there is a sample of `name`.
@@ -51,11 +43,7 @@ impl Metrics {
 
     /// The names of all samples, sorted, each once.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self
-            .samples
-            .iter()
-            .map(|sample| sample.name.as_str())
-            .collect();
+        let mut names: Vec<_> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -73,17 +61,11 @@ impl Sample {
             None => (series, BTreeMap::new()),
             Some((name, labels)) => (name, read_labels(labels.strip_suffix('}')?)?),
         };
-        Some(Self {
-            name: name.to_owned(),
-            labels,
-            value: value.parse().ok()?,
-        })
+        Some(Self { name: name.to_owned(), labels, value: value.parse().ok()? })
     }
 
     fn has(&self, labels: &[(&str, &str)]) -> bool {
-        labels
-            .iter()
-            .all(|(key, value)| self.labels.get(*key).is_some_and(|have| have == value))
+        labels.iter().all(|(key, value)| self.labels.get(*key).is_some_and(|have| have == value))
     }
 }
 

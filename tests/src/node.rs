@@ -58,9 +58,7 @@ impl Settings {
 
     /// Sets a key of the configuration file, given with dots: `traces.root_delay`.
     pub fn set(&mut self, key: &str, value: Value) {
-        let place = key
-            .split('.')
-            .fold(&mut self.file, |place, part| &mut place[part]);
+        let place = key.split('.').fold(&mut self.file, |place, part| &mut place[part]);
         *place = value;
     }
 
@@ -74,15 +72,13 @@ impl Settings {
     /// Adds arguments to the command line.
     #[must_use]
     pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
-        self.arguments
-            .extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
     }
 
     /// Adds a seed.
     pub fn seed(&mut self, address: &str) {
-        self.arguments
-            .extend(["--seed".to_owned(), address.to_owned()]);
+        self.arguments.extend(["--seed".to_owned(), address.to_owned()]);
     }
 
     /// As [`Settings::seed`], to be chained.
@@ -128,11 +124,7 @@ impl Settings {
     /// When the program cannot be started.
     pub fn launch(&self) -> Node {
         let program = Program::start(&self.id, &self.directory, &mut self.command());
-        Node {
-            program,
-            base_port: self.base_port,
-            trace_file: self.trace_file(),
-        }
+        Node { program, base_port: self.base_port, trace_file: self.trace_file() }
     }
 
     /// Starts a process that must end by itself, and waits for its end.
@@ -149,10 +141,7 @@ impl Settings {
         fs::write(&path, format!("{:#}\n", self.file)).expect("a configuration can be written");
         let mut command = Command::new(&self.program);
         command.args(["run", "--config"]).arg(path);
-        command
-            .arg("--base-port")
-            .arg(self.base_port.to_string())
-            .args(&self.arguments);
+        command.arg("--base-port").arg(self.base_port.to_string()).args(&self.arguments);
         command
     }
 }
@@ -196,11 +185,7 @@ impl Node {
     /// # Panics
     /// When there is no answer.
     pub fn post(&self, content_type: &str, body: &[u8]) -> Answer {
-        http::post(
-            &self.http_url("/v1/traces"),
-            &[("content-type", content_type)],
-            body,
-        )
+        http::post(&self.http_url("/v1/traces"), &[("content-type", content_type)], body)
     }
 
     /// Whether it accepts spans.
@@ -215,10 +200,7 @@ impl Node {
     pub fn wait_until_ready(&mut self) {
         wait_until("a node to be ready", || {
             let ended = self.program.ended();
-            assert!(
-                ended.is_none(),
-                "the node ended before it was ready: {ended:?}"
-            );
+            assert!(ended.is_none(), "the node ended before it was ready: {ended:?}");
             self.is_ready()
         });
     }
@@ -233,8 +215,7 @@ impl Node {
 
     /// Active members that it sees, itself included.
     pub fn member_count(&self) -> usize {
-        self.metrics()
-            .sum("tracemesh_members", &[("state", "active")]) as usize
+        self.metrics().sum("tracemesh_members", &[("state", "active")]) as usize
     }
 
     /// All its metrics now; none while it does not serve them.
@@ -268,9 +249,7 @@ impl Node {
     /// At the deadline.
     pub fn wait_for_trace(&self, trace_id: &str) -> Line {
         let is_it = |line: &Line| line.trace_id == trace_id;
-        wait_for(&format!("trace {trace_id}"), || {
-            self.traces().into_iter().find(is_it)
-        })
+        wait_for(&format!("trace {trace_id}"), || self.traces().into_iter().find(is_it))
     }
 
     /// Drains it with SIGTERM and waits for its end.

@@ -40,9 +40,7 @@ pub fn otelcol() -> Option<PathBuf> {
             .replace("OUTPUT", &build.to_string_lossy());
         let file = directory.join("modules.yaml");
         fs::write(&file, modules).map_err(|error| error.to_string())?;
-        run(go(directory.join("builder"), directory)
-            .arg("--config")
-            .arg(file))
+        run(go(directory.join("builder"), directory).arg("--config").arg(file))
     })?;
     Some(directory.join("build/otelcol"))
 }
@@ -66,19 +64,11 @@ pub fn telemetrygen() -> Option<PathBuf> {
 /// When it cannot be installed.
 pub fn python_with_sdk() -> Option<PathBuf> {
     let directory = part("python-sdk", PYTHON_SDK_VERSION, "python3", |directory| {
-        run(Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(directory.join("venv")))?;
-        let packages = [
-            "sdk",
-            "exporter-otlp-proto-grpc",
-            "exporter-otlp-proto-http",
-        ]
-        .map(|package| format!("opentelemetry-{package}=={PYTHON_SDK_VERSION}"));
+        run(Command::new("python3").args(["-m", "venv"]).arg(directory.join("venv")))?;
+        let packages = ["sdk", "exporter-otlp-proto-grpc", "exporter-otlp-proto-http"]
+            .map(|package| format!("opentelemetry-{package}=={PYTHON_SDK_VERSION}"));
         let python = directory.join("venv/bin/python");
-        run(Command::new(python)
-            .args(["-m", "pip", "install", "--quiet"])
-            .args(packages))
+        run(Command::new(python).args(["-m", "pip", "install", "--quiet"]).args(packages))
     })?;
     Some(directory.join("venv/bin/python"))
 }
@@ -105,10 +95,7 @@ fn part(
         return None;
     }
     for attempt in 1..=TRIES {
-        eprintln!(
-            "installing {name} {version} into {} (try {attempt})",
-            directory.display()
-        );
+        eprintln!("installing {name} {version} into {} (try {attempt})", directory.display());
         // An error means that there is nothing to remove.
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).expect("the directory of a part can be made");
@@ -142,9 +129,7 @@ fn go_install(directory: &Path, module: &str) -> Result<(), String> {
 /// A command of the Go tools that puts programs into `directory`.
 fn go(program: PathBuf, directory: &Path) -> Command {
     let mut command = Command::new(program);
-    command
-        .env("GOBIN", directory)
-        .env("GOFLAGS", "-mod=mod -buildvcs=false");
+    command.env("GOBIN", directory).env("GOFLAGS", "-mod=mod -buildvcs=false");
     command
 }
 

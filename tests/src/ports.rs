@@ -27,9 +27,7 @@ static CLAIMED: Mutex<Vec<File>> = Mutex::new(Vec::new());
 pub fn claim_base_port() -> u16 {
     let directory = std::env::temp_dir().join("tracemesh-test-ports");
     fs::create_dir_all(&directory).expect("the directory for claims can be made");
-    let mut claimed = CLAIMED
-        .lock()
-        .expect("nothing panics while it claims a port");
+    let mut claimed = CLAIMED.lock().expect("nothing panics while it claims a port");
     for block in 0..BLOCK_COUNT {
         let base = FIRST + block * PORTS_OF_A_NODE;
         let file = File::create(directory.join(base.to_string())).expect("a claim can be written");

@@ -33,11 +33,7 @@ impl Program {
             .stderr(again)
             .spawn()
             .unwrap_or_else(|error| panic!("{name} does not start: {error}: {command:?}"));
-        Self {
-            name: name.to_owned(),
-            child,
-            output,
-        }
+        Self { name: name.to_owned(), child, output }
     }
 
     /// Starts `command` and waits for its end.
@@ -47,10 +43,7 @@ impl Program {
     pub fn run(name: &str, directory: &Path, command: &mut Command) -> Ended {
         let mut program = Self::start(name, directory, command);
         let status = program.wait();
-        Ended {
-            status,
-            output: program.output(),
-        }
+        Ended { status, output: program.output() }
     }
 
     /// Everything that it has printed until now.
@@ -74,9 +67,7 @@ impl Program {
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child
-            .try_wait()
-            .expect("a child can be asked whether it has ended")
+        self.child.try_wait().expect("a child can be asked whether it has ended")
     }
 
     /// Waits for its end.
@@ -128,9 +119,7 @@ impl Program {
         let status = status.expect("a running process has a status");
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let figure = line.and_then(|line| line.split_whitespace().next());
-        figure
-            .and_then(|figure| figure.parse().ok())
-            .expect("the status has a figure in KiB")
+        figure.and_then(|figure| figure.parse().ok()).expect("the status has a figure in KiB")
     }
 
     fn signal(&self, signal: &str) {

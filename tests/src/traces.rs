@@ -34,10 +34,7 @@ pub fn read(path: &Path) -> Vec<Line> {
 pub fn span_counts<'a>(paths: impl IntoIterator<Item = &'a Path>) -> BTreeMap<String, Vec<usize>> {
     let mut counts = BTreeMap::<String, Vec<usize>>::new();
     for line in paths.into_iter().flat_map(read) {
-        counts
-            .entry(line.trace_id)
-            .or_default()
-            .push(line.spans.len());
+        counts.entry(line.trace_id).or_default().push(line.spans.len());
     }
     counts
 }
@@ -55,11 +52,7 @@ fn read_line(text: &str) -> Line {
     let [Some(trace_id)] = trace_ids[..] else {
         panic!("a line holds the spans of one trace, not of {trace_ids:?}: {text}");
     };
-    Line {
-        trace_id: trace_id.to_owned(),
-        spans,
-        document,
-    }
+    Line { trace_id: trace_id.to_owned(), spans, document }
 }
 
 fn each<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -72,10 +65,7 @@ mod tests {
     use std::fs;
 
     fn line(trace_ids: &[&str]) -> String {
-        let spans: Vec<_> = trace_ids
-            .iter()
-            .map(|id| format!(r#"{{"traceId":"{id}"}}"#))
-            .collect();
+        let spans: Vec<_> = trace_ids.iter().map(|id| format!(r#"{{"traceId":"{id}"}}"#)).collect();
         let spans = spans.join(",");
         format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{spans}]}}]}}]}}"#)
     }
@@ -84,15 +74,8 @@ mod tests {
     fn a_line_without_its_end_is_not_read_yet() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("traces.jsonl");
-        fs::write(
-            &path,
-            format!("{}\n{}", line(&["a", "a"]), &line(&["b"])[..9]),
-        )
-        .unwrap();
-        assert_eq!(
-            span_counts([path.as_path()]),
-            [("a".to_owned(), vec![2])].into()
-        );
+        fs::write(&path, format!("{}\n{}", line(&["a", "a"]), &line(&["b"])[..9])).unwrap();
+        assert_eq!(span_counts([path.as_path()]), [("a".to_owned(), vec![2])].into());
     }
 
     #[test]

@@ -36,10 +36,7 @@ pub fn wait_within<T>(
         if let Some(value) = condition() {
             return value;
         }
-        assert!(
-            begin.elapsed() < deadline,
-            "waited {deadline:?} in vain for {what}"
-        );
+        assert!(begin.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
         pause();
     }
 }
@@ -52,10 +49,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the pause between two looks at a condition"
-)]
+#[expect(clippy::disallowed_methods, reason = "the pause between two looks at a condition")]
 fn pause() {
     std::thread::sleep(PAUSE);
 }

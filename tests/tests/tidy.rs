@@ -24,15 +24,9 @@ const TOP_LEVEL: [&str; 9] = [
 
 /// The crates that each crate may depend on, and none else of ours.
 const CRATE_EDGES: [(&str, &[&str]); 5] = [
-    (
-        "tracemesh",
-        &["tracemesh-membership", "tracemesh-transport"],
-    ),
+    ("tracemesh", &["tracemesh-membership", "tracemesh-transport"]),
     ("tracemesh-membership", &[]),
-    (
-        "tracemesh-simulation",
-        &["tracemesh", "tracemesh-membership", "tracemesh-transport"],
-    ),
+    ("tracemesh-simulation", &["tracemesh", "tracemesh-membership", "tracemesh-transport"]),
     ("tracemesh-tests", &["tracemesh"]),
     ("tracemesh-transport", &[]),
 ];
@@ -40,19 +34,11 @@ const CRATE_EDGES: [(&str, &[&str]); 5] = [
 /// Names of crates that few files may speak of: the name, where the rule looks, the allowed files.
 const CONFINED: [(&str, &str, &[&str]); 3] = [
     ("chitchat", "", &["membership/src/gossip.rs"]),
-    (
-        "quinn",
-        "",
-        &["transport/src/connection.rs", "transport/src/endpoint.rs"],
-    ),
+    ("quinn", "", &["transport/src/connection.rs", "transport/src/endpoint.rs"]),
     (
         "rustls",
         "transport/",
-        &[
-            "transport/src/connection.rs",
-            "transport/src/endpoint.rs",
-            "transport/src/tls.rs",
-        ],
+        &["transport/src/connection.rs", "transport/src/endpoint.rs", "transport/src/tls.rs"],
     ),
 ];
 
@@ -65,25 +51,18 @@ const COLUMNS_MAX: usize = 100;
 
 /// Words that do not belong, and what to write instead.
 const WORDS: [(&str, &str); 8] = [
-    (
-        "TODO",
-        "do it, or leave it out: what is not built is not there",
-    ),
+    ("TODO", "do it, or leave it out: what is not built is not there"),
     ("FIXME", "mend it, or say in a sentence why it is so"),
     ("XXX", "say in a sentence what is remarkable"),
     ("HACK", "say in a sentence why it is so"),
     ("blacklist", "say `refused`"),
     ("whitelist", "say `allowed`"),
     ("#[ignore]", "give the reason: `#[ignore = \"...\"]`"),
-    (
-        "#[allow(",
-        "say `#[expect(..., reason = \"...\")]`, which complains when it is not needed",
-    ),
+    ("#[allow(", "say `#[expect(..., reason = \"...\")]`, which complains when it is not needed"),
 ];
 /// Endings of types and modules whose names say nothing.
-const EMPTY_NAMES: [&str; 8] = [
-    "Manager", "Helper", "Helpers", "Util", "Utils", "helpers", "utils", "common",
-];
+const EMPTY_NAMES: [&str; 8] =
+    ["Manager", "Helper", "Helpers", "Util", "Utils", "helpers", "utils", "common"];
 
 /// Files of the repository: path from the root, and text.
 struct Tree(BTreeMap<String, String>);
@@ -92,20 +71,10 @@ impl Tree {
     /// The files that git tracks, or would track.
     fn of_this_repository() -> Self {
         let root = root();
-        let list = [
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ];
+        let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let output = Command::new("git").arg("-C").arg(root).args(list).output();
         let output = output.expect("tidy asks git for the files");
-        assert!(
-            output.status.success(),
-            "git: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "git: {}", String::from_utf8_lossy(&output.stderr));
         let paths = String::from_utf8(output.stdout).expect("paths are UTF-8");
         let paths = paths.split('\0').filter(|path| !path.is_empty());
         let text = |path: &str| std::fs::read(root.join(path)).ok();
@@ -115,26 +84,17 @@ impl Tree {
     }
 
     fn planted<const N: usize>(files: [(&str, &str); N]) -> Self {
-        Self(
-            files
-                .map(|(path, text)| (path.to_owned(), text.to_owned()))
-                .into(),
-        )
+        Self(files.map(|(path, text)| (path.to_owned(), text.to_owned())).into())
     }
 
     fn with_ending(&self, ending: &str) -> impl Iterator<Item = (&str, &str)> {
-        let files = self
-            .0
-            .iter()
-            .map(|(path, text)| (path.as_str(), text.as_str()));
+        let files = self.0.iter().map(|(path, text)| (path.as_str(), text.as_str()));
         files.filter(move |(path, _)| path.ends_with(ending))
     }
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("a crate lies below the root")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a crate lies below the root")
 }
 
 /// This file names what it forbids.
@@ -166,18 +126,13 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 fn strange_top_level_entries(tree: &Tree) -> Vec<String> {
-    let entries = tree
-        .0
-        .keys()
-        .map(|path| path.split('/').next().unwrap_or(path));
+    let entries = tree.0.keys().map(|path| path.split('/').next().unwrap_or(path));
     let entries: BTreeSet<&str> = entries.collect();
     let strange = entries.iter().filter(|entry| !entry.starts_with('.'));
     let strange = strange.filter(|entry| !TOP_LEVEL.contains(entry));
     let advice = "packaging, examples and dashboards live in node/packaging/, benchmarks in \
                   node/benches/ and tests/, tool configuration in dot-folders";
-    strange
-        .map(|entry| format!("{entry}: not at the top level; {advice}"))
-        .collect()
+    strange.map(|entry| format!("{entry}: not at the top level; {advice}")).collect()
 }
 
 #[test]
@@ -192,9 +147,7 @@ fn strange_crate_edges(metadata: &Value) -> Vec<String> {
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = CRATE_EDGES.iter().find(|(package, _)| *package == name) else {
-            complaints.push(format!(
-                "{name}: a sixth crate; put it into one of the five"
-            ));
+            complaints.push(format!("{name}: a sixth crate; put it into one of the five"));
             continue;
         };
         let dependencies = package["dependencies"].as_array().into_iter().flatten();
@@ -210,21 +163,10 @@ fn strange_crate_edges(metadata: &Value) -> Vec<String> {
 #[test]
 fn crates_depend_on_each_other_in_one_direction() {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args([
-            "metadata",
-            "--no-deps",
-            "--offline",
-            "--format-version",
-            "1",
-        ])
-        .current_dir(root());
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root());
     let output = cargo.output().expect("cargo started this test");
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
-    assert_eq!(
-        metadata["packages"].as_array().map(Vec::len),
-        Some(CRATE_EDGES.len())
-    );
+    assert_eq!(metadata["packages"].as_array().map(Vec::len), Some(CRATE_EDGES.len()));
     assert_none(&strange_crate_edges(&metadata));
     let dependency = serde_json::json!([{ "name": "tracemesh-membership" }, { "name": "bytes" }]);
     let package = serde_json::json!({ "name": "tracemesh-transport", "dependencies": dependency });
@@ -258,22 +200,14 @@ fn versions_and_lints_are_those_of_the_workspace() {
     assert_none(&own_versions(&Tree::of_this_repository()));
     let lints = "[lints]\nworkspace = true\n";
     let own = format!("[dependencies]\nserde = \"1\"\nbytes.workspace = true\n{lints}");
-    assert_caught(
-        &own_versions(&Tree::planted([("node/Cargo.toml", &own)])),
-        "serde",
-    );
-    assert_caught(
-        &own_versions(&Tree::planted([("node/Cargo.toml", "")])),
-        "[lints]",
-    );
+    assert_caught(&own_versions(&Tree::planted([("node/Cargo.toml", &own)])), "serde");
+    assert_caught(&own_versions(&Tree::planted([("node/Cargo.toml", "")])), "[lints]");
 }
 
 fn strange_mentions(tree: &Tree) -> Vec<String> {
     let mut complaints = Vec::new();
     for (word, place, allowed) in CONFINED {
-        let files = tree
-            .with_ending(".rs")
-            .filter(|(path, _)| path.starts_with(place));
+        let files = tree.with_ending(".rs").filter(|(path, _)| path.starts_with(place));
         for (path, text) in files.filter(|(path, _)| !allowed.contains(path) && !is_this_file(path))
         {
             if text.lines().any(|line| has_word(code(line), word)) {
@@ -293,21 +227,12 @@ fn few_files_name_the_gossip_and_transport_libraries() {
     assert_none(&strange_mentions(&tree));
     for (word, _, allowed) in CONFINED {
         for path in allowed {
-            let text = tree
-                .0
-                .get(*path)
-                .unwrap_or_else(|| panic!("{path} is gone: update tidy"));
-            assert!(
-                text.contains(word),
-                "{path} does not name {word} any more: update tidy"
-            );
+            let text = tree.0.get(*path).unwrap_or_else(|| panic!("{path} is gone: update tidy"));
+            assert!(text.contains(word), "{path} does not name {word} any more: update tidy");
         }
     }
     let planted = Tree::planted([
-        (
-            "node/src/route.rs",
-            "// chitchat is not named here\nuse chitchat::Chitchat;\n",
-        ),
+        ("node/src/route.rs", "// chitchat is not named here\nuse chitchat::Chitchat;\n"),
         ("node/src/x.rs", "fn chitchatty() {} // chitchat\n"),
         ("membership/src/gossip.rs", "use chitchat::Chitchat;\n"),
     ]);
@@ -319,9 +244,7 @@ fn modules_without_purpose(tree: &Tree) -> Vec<String> {
     let silent = files.filter(|(_, text)| !text.starts_with("//!"));
     let advice = "begin with `//!`: why it exists, the one invariant, who owns its state, what \
                   bounds it, what it does not do";
-    silent
-        .map(|(path, _)| format!("{path}: {advice}"))
-        .collect()
+    silent.map(|(path, _)| format!("{path}: {advice}")).collect()
 }
 
 #[test]
@@ -333,10 +256,7 @@ fn every_module_begins_with_its_purpose() {
 
 fn unbiased_selects(tree: &Tree) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (path, text) in tree
-        .with_ending(".rs")
-        .filter(|(path, _)| !is_this_file(path))
-    {
+    for (path, text) in tree.with_ending(".rs").filter(|(path, _)| !is_this_file(path)) {
         for (number, line) in text.lines().enumerate() {
             let Some((_, inside)) = code(line).split_once("select! {") else {
                 continue;
@@ -389,10 +309,7 @@ fn long_lines(tree: &Tree) -> Vec<String> {
 fn lines_fit_beside_each_other() {
     assert_none(&long_lines(&Tree::of_this_repository()));
     let long = "é".repeat(COLUMNS_MAX) + "\n\n" + &"x".repeat(COLUMNS_MAX + 1);
-    assert_caught(
-        &long_lines(&Tree::planted([("node/src/a.rs", &long)])),
-        "a.rs:3",
-    );
+    assert_caught(&long_lines(&Tree::planted([("node/src/a.rs", &long)])), "a.rs:3");
 }
 
 /// Whether the file is no test by its place.
@@ -413,9 +330,8 @@ fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
                 "{path}: {count} lines before its tests, over {LINES_MAX}; which state could move \
                  out? Split by owner of state, never by kind"
             )),
-            Some((_, max)) if count > *max => complaints.push(format!(
-                "{path}: grew from {max} to {count} lines; move out what is new"
-            )),
+            Some((_, max)) if count > *max => complaints
+                .push(format!("{path}: grew from {max} to {count} lines; move out what is new")),
             Some((_, max)) if count < *max => complaints.push(format!(
                 "{path}: shrank from {max} to {count} lines: lower its figure in LONG_FILES, or \
                  remove it there below {LINES_MAX}"
@@ -423,9 +339,7 @@ fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
             _ => {}
         }
     }
-    let gone = listed
-        .iter()
-        .filter(|(path, _)| !tree.0.contains_key(*path));
+    let gone = listed.iter().filter(|(path, _)| !tree.0.contains_key(*path));
     complaints.extend(gone.map(|(path, _)| format!("{path}: is gone; remove it from LONG_FILES")));
     complaints
 }
@@ -448,14 +362,7 @@ fn is_target(path: &str) -> bool {
     match parts.last() {
         Some(&"src") => ["lib.rs", "main.rs"].contains(&file),
         Some(&"bin" | &"tests" | &"benches" | &"examples" | &"fuzz_targets") => true,
-        _ if parts
-            .iter()
-            .rev()
-            .nth(1)
-            .is_some_and(|part| *part == "tests") =>
-        {
-            file == "main.rs"
-        }
+        _ if parts.iter().rev().nth(1).is_some_and(|part| *part == "tests") => file == "main.rs",
         _ => file == "build.rs",
     }
 }
@@ -470,9 +377,8 @@ fn dead_files(tree: &Tree) -> Vec<String> {
         let mut texts = parents.filter_map(|parent| tree.0.get(&parent));
         let declares = |line: &str| code(line).trim_end().ends_with(&format!("mod {module};"));
         if !texts.any(|text| text.lines().any(declares)) {
-            complaints.push(format!(
-                "{path}: no `mod {module};` refers to it; remove it or use it"
-            ));
+            complaints
+                .push(format!("{path}: no `mod {module};` refers to it; remove it or use it"));
         }
     }
     complaints
@@ -512,15 +418,11 @@ fn strange_words(tree: &Tree) -> Vec<String> {
 
 /// The name that a line of Rust declares, if it is an empty one.
 fn empty_name<'a>(path: &str, line: &'a str) -> Option<&'a str> {
-    let declaration = line
-        .trim_start()
-        .trim_start_matches("pub ")
-        .trim_start_matches("pub(crate) ");
+    let declaration =
+        line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
     let (keyword, name) = declaration.split_once(' ')?;
     let declares = ["struct", "enum", "trait", "type", "mod"].contains(&keyword);
-    let name = name
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .next()?;
+    let name = name.split(|c: char| !c.is_alphanumeric() && c != '_').next()?;
     let is_empty = EMPTY_NAMES.iter().any(|ending| name.ends_with(ending));
     (path.ends_with(".rs") && declares && is_empty).then_some(name)
 }

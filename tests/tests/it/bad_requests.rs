@@ -31,19 +31,11 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn assert_refused(node: &Node, body: &[u8], word: &str) {
     let answer = node.post(PROTOBUF, body);
     assert_eq!(answer.status, 400, "{}", answer.text());
-    assert!(
-        answer.text().contains(word),
-        "{:?} says {word:?}",
-        answer.text()
-    );
+    assert!(answer.text().contains(word), "{:?} says {word:?}", answer.text());
     let status = grpc::Client::new(node.grpc_url()).export(body.to_vec());
     let status = status.expect_err("gRPC refuses what HTTP refuses");
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-    assert!(
-        status.message().contains(word),
-        "{:?} says {word:?}",
-        status.message()
-    );
+    assert!(status.message().contains(word), "{:?} says {word:?}", status.message());
 }
 
 /// The node takes a trace and writes it, after whatever was sent to it before.
@@ -59,23 +51,12 @@ fn empty_requests_succeed() {
     let host = host();
     let node = host.node("a").start();
     let answer = node.post(PROTOBUF, &[]);
-    assert_eq!(
-        (answer.status, answer.header("content-type")),
-        (200, PROTOBUF)
-    );
+    assert_eq!((answer.status, answer.header("content-type")), (200, PROTOBUF));
     let answer = node.post("application/json", b"{}");
-    assert_eq!(
-        (answer.status, answer.header("content-type")),
-        (200, "application/json")
-    );
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"));
     assert_eq!(node.post(PROTOBUF, &encoded(Vec::new())).status, 200);
-    grpc::Client::new(node.grpc_url())
-        .export(Vec::new())
-        .expect("nothing is a valid request");
-    assert_eq!(
-        node.metrics().sum("tracemesh_spans_accepted_total", &[]),
-        0.0
-    );
+    grpc::Client::new(node.grpc_url()).export(Vec::new()).expect("nothing is a valid request");
+    assert_eq!(node.metrics().sum("tracemesh_spans_accepted_total", &[]), 0.0);
 }
 
 #[test]
@@ -87,36 +68,19 @@ fn no_prefix_of_a_request_and_no_noise_harms_the_node() {
     let mut refused_count = 0;
     for end in 0..whole.len() {
         let status = node.post(PROTOBUF, &whole[..end]).status;
-        assert!(
-            [200, 400].contains(&status),
-            "{status} for the first {end} bytes"
-        );
-        let code = client
-            .export(whole[..end].to_vec())
-            .err()
-            .map(|status| status.code());
-        assert_eq!(
-            code,
-            (status == 400).then_some(Code::InvalidArgument),
-            "first {end} bytes"
-        );
+        assert!([200, 400].contains(&status), "{status} for the first {end} bytes");
+        let code = client.export(whole[..end].to_vec()).err().map(|status| status.code());
+        assert_eq!(code, (status == 400).then_some(Code::InvalidArgument), "first {end} bytes");
         refused_count += usize::from(status == 400);
     }
-    assert!(
-        refused_count > whole.len() / 2,
-        "{refused_count} of {} refused",
-        whole.len()
-    );
+    assert!(refused_count > whole.len() / 2, "{refused_count} of {} refused", whole.len());
     let mut noise = Noise(7);
     for length in 0..200 {
         let bytes: Vec<u8> = (0..length).map(|_| noise.byte()).collect();
         let status = node.post(PROTOBUF, &bytes).status;
         assert!([200, 400].contains(&status), "{status} for {bytes:?}");
         let status = node.post("application/json", &bytes).status;
-        assert!(
-            [200, 400].contains(&status),
-            "{status} for {bytes:?} as JSON"
-        );
+        assert!([200, 400].contains(&status), "{status} for {bytes:?} as JSON");
     }
     assert_goes_on(&node);
 }
@@ -142,10 +106,7 @@ fn malformed_requests_are_refused_with_the_place() {
     let answer = node.post("application/json", b"{\"resourceSpans\": 7}");
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("line 1"), "{}", answer.text());
-    assert_eq!(
-        node.metrics().sum("tracemesh_spans_accepted_total", &[]),
-        0.0
-    );
+    assert_eq!(node.metrics().sum("tracemesh_spans_accepted_total", &[]), 0.0);
     assert_goes_on(&node);
 }
 
@@ -166,10 +127,7 @@ fn spans_with_unusable_ids_are_counted_in_partial_success_and_the_rest_is_kept()
     assert!(!message.is_empty(), "the client is told why");
     assert_eq!(node.wait_for_trace(&hex(&good)).spans.len(), 3);
     let answer = grpc::Client::new(node.grpc_url()).export(encoded(spans));
-    assert_eq!(
-        otlp::refused(&answer.expect("a request in parts succeeds")).0,
-        4
-    );
+    assert_eq!(otlp::refused(&answer.expect("a request in parts succeeds")).0, 4);
     node.wait_for_metric("tracemesh_spans_refused_total", &[("reason", "ids")], 8.0);
 }
 
@@ -177,37 +135,25 @@ fn otlp_span_with_id(
     trace_id: &[u8],
     span_id: Vec<u8>,
 ) -> opentelemetry_proto::tonic::trace::v1::Span {
-    opentelemetry_proto::tonic::trace::v1::Span {
-        span_id,
-        ..span(trace_id, 9)
-    }
+    opentelemetry_proto::tonic::trace::v1::Span { span_id, ..span(trace_id, 9) }
 }
 
 #[test]
 fn requests_over_the_limit_are_refused_and_bombs_take_no_memory() {
     let host = host();
-    let mut node = host
-        .node("a")
-        .with("ingest.request_bytes_max", json!("1MiB"))
-        .start();
+    let mut node = host.node("a").with("ingest.request_bytes_max", json!("1MiB")).start();
     assert_goes_on(&node);
     let before = node.program().resident_bytes_max();
 
     let big = vec![0; REQUEST_BYTES_MAX + 1];
     assert_eq!(node.post(PROTOBUF, &big).status, 413);
     let status = grpc::Client::new(node.grpc_url()).export(big);
-    assert_eq!(
-        status.expect_err("over the limit").code(),
-        Code::InvalidArgument
-    );
+    assert_eq!(status.expect_err("over the limit").code(), Code::InvalidArgument);
 
     let zeros = vec![0; BOMB_BYTES];
     let zstd = zstd::encode_all(&zeros[..], 3).expect("memory can be written");
     for (encoding, bomb) in [("gzip", gzip(&zeros)), ("zstd", zstd)] {
-        assert!(
-            bomb.len() < REQUEST_BYTES_MAX,
-            "only what comes out is too large"
-        );
+        assert!(bomb.len() < REQUEST_BYTES_MAX, "only what comes out is too large");
         let headers = [("content-type", PROTOBUF), ("content-encoding", encoding)];
         let answer = http::post(&node.http_url("/v1/traces"), &headers, &bomb);
         assert_eq!(answer.status, 413, "{encoding}: {}", answer.text());
@@ -216,17 +162,10 @@ fn requests_over_the_limit_are_refused_and_bombs_take_no_memory() {
     for encoding in [Gzip, Zstd] {
         let mut client = grpc::Client::compressing(node.grpc_url(), encoding);
         let status = client.export(zeros.clone()).expect_err("over the limit");
-        assert_eq!(
-            status.code(),
-            Code::InvalidArgument,
-            "{encoding:?}: {status}"
-        );
+        assert_eq!(status.code(), Code::InvalidArgument, "{encoding:?}: {status}");
     }
     let grown = node.program().resident_bytes_max() - before;
-    assert!(
-        grown < 64 << 20,
-        "bombs of {BOMB_BYTES} bytes took {grown} bytes"
-    );
+    assert!(grown < 64 << 20, "bombs of {BOMB_BYTES} bytes took {grown} bytes");
     assert_goes_on(&node);
 }
 
@@ -242,10 +181,7 @@ fn broken_compression_is_refused() {
         assert_eq!(answer.status, 400, "{encoding}: {}", answer.text());
     }
     let headers = [("content-type", PROTOBUF), ("content-encoding", "br")];
-    assert_eq!(
-        http::post(&node.http_url("/v1/traces"), &headers, b"x").status,
-        415
-    );
+    assert_eq!(http::post(&node.http_url("/v1/traces"), &headers, b"x").status, 415);
     assert_goes_on(&node);
 }
 
@@ -255,10 +191,7 @@ fn strange_types_paths_and_methods_have_their_own_answers() {
     let node = host.node("a").start();
     assert_eq!(node.post("text/plain", b"x").status, 415);
     let headers = [("content-type", PROTOBUF)];
-    assert_eq!(
-        http::post(&node.http_url("/v1/spans"), &headers, &[]).status,
-        404
-    );
+    assert_eq!(http::post(&node.http_url("/v1/spans"), &headers, &[]).status, 404);
     for method in ["GET", "PUT", "DELETE"] {
         let answer = http::send(method, &node.http_url("/v1/traces"), &headers, &[]);
         assert_eq!(answer.expect("there is an answer").status, 405, "{method}");
@@ -270,22 +203,12 @@ fn request_of_a_hundred_thousand_spans_is_taken_whole() {
     let host = host();
     let node = host.node("a").start();
     let traces = 0..12_500;
-    let spans = traces
-        .clone()
-        .flat_map(|number| trace(&trace_id(number), 8))
-        .collect();
+    let spans = traces.clone().flat_map(|number| trace(&trace_id(number), 8)).collect();
     let answer = node.post(PROTOBUF, &encoded(spans));
     assert_eq!((answer.status, otlp::refused(&answer.body).0), (200, 0));
-    wait_until("all traces", || {
-        node.metrics().sum("tracemesh_spans_exported_total", &[]) >= 1e5
-    });
-    let expected: BTreeMap<_, _> = traces
-        .map(|number| (hex(&trace_id(number)), vec![8]))
-        .collect();
-    assert!(
-        traces::span_counts([node.trace_file()]) == expected,
-        "each trace once and whole"
-    );
+    wait_until("all traces", || node.metrics().sum("tracemesh_spans_exported_total", &[]) >= 1e5);
+    let expected: BTreeMap<_, _> = traces.map(|number| (hex(&trace_id(number)), vec![8])).collect();
+    assert!(traces::span_counts([node.trace_file()]) == expected, "each trace once and whole");
 }
 
 #[test]
@@ -294,20 +217,13 @@ fn trace_of_a_hundred_thousand_spans_is_decided_early_and_loses_nothing() {
     let node = host.node("a").start();
     let id = trace_id(1);
     for part in 0..10 {
-        let spans = (part * 10_000..(part + 1) * 10_000)
-            .map(|number| span(&id, number))
-            .collect();
+        let spans = (part * 10_000..(part + 1) * 10_000).map(|number| span(&id, number)).collect();
         assert_eq!(node.post(PROTOBUF, &encoded(spans)).status, 200);
     }
-    wait_until("all spans", || {
-        node.metrics().sum("tracemesh_spans_exported_total", &[]) >= 1e5
-    });
+    wait_until("all spans", || node.metrics().sum("tracemesh_spans_exported_total", &[]) >= 1e5);
     let lines = node.traces();
     let spans: Vec<_> = lines.iter().flat_map(|line| &line.spans).collect();
-    let distinct: BTreeSet<_> = spans
-        .iter()
-        .map(|span| span["spanId"].to_string())
-        .collect();
+    let distinct: BTreeSet<_> = spans.iter().map(|span| span["spanId"].to_string()).collect();
     assert_eq!(distinct.len(), 100_000);
     // A write that outlasts an attempt is tried again, which is counted.
     let again = node.metrics().sum("tracemesh_spans_exported_again_possible_total", &[]);
@@ -342,9 +258,7 @@ fn fields_and_values_from_the_future_reach_an_otlp_sink_unchanged() {
     bytes.extend(field(1000, b"a field from the future"));
     // `kind` again, with a value that is in no enum yet; the last one counts.
     bytes.extend([6 << 3, 99]);
-    grpc::Client::new(node.grpc_url())
-        .export(around_span(&bytes))
-        .expect("a span is taken");
+    grpc::Client::new(node.grpc_url()).export(around_span(&bytes)).expect("a span is taken");
     let has_span = |message: &[u8]| message.windows(bytes.len()).any(|window| window == bytes);
     wait_until("the sink to have the span's bytes", || {
         receiver.messages().iter().any(|message| has_span(message))

@@ -14,11 +14,7 @@ fn assert_refused(settings: &Settings, words: &[&str]) {
     let ended = settings.run_to_end();
     assert_code_2(&ended);
     let lines = complaints(&ended.output);
-    assert!(
-        lines.len() == 1,
-        "one line says what is wrong:\n{}",
-        ended.output
-    );
+    assert!(lines.len() == 1, "one line says what is wrong:\n{}", ended.output);
     for word in words {
         assert!(lines[0].contains(word), "{:?} says {word:?}", lines[0]);
     }
@@ -27,9 +23,7 @@ fn assert_refused(settings: &Settings, words: &[&str]) {
 /// The lines that say what is wrong: all but the log's that are no errors.
 fn complaints(output: &str) -> Vec<&str> {
     let lines = output.lines().filter(|line| !line.trim().is_empty());
-    lines
-        .filter(|line| !line.contains(" WARN") && !line.contains(" INFO"))
-        .collect()
+    lines.filter(|line| !line.contains(" WARN") && !line.contains(" INFO")).collect()
 }
 
 #[track_caller]
@@ -57,15 +51,10 @@ fn data_directory_and_sink_file_have_one_node_each() {
     let first = host.node("a");
     let running = first.start();
     let data = first.directory().join("data");
-    let second = host
-        .node("b")
-        .with("node.id", json!("a"))
-        .with("node.data_dir", json!(data));
+    let second = host.node("b").with("node.id", json!("a")).with("node.data_dir", json!(data));
     assert_refused(&second, &[&data.to_string_lossy(), "in use"]);
     let file = first.trace_file();
-    let third = host
-        .node("c")
-        .with("sinks", json!([{ "file": { "path": file } }]));
+    let third = host.node("c").with("sinks", json!([{ "file": { "path": file } }]));
     assert_refused(&third, &[&file.to_string_lossy(), "one writer"]);
     assert!(running.is_ready(), "the first node goes on");
 }
@@ -91,9 +80,7 @@ fn data_directory_that_cannot_be_written_is_named() {
     let below = file.join("data");
     let settings = host.node("a").with("node.data_dir", json!(below));
     assert_refused(&settings, &[&below.to_string_lossy()]);
-    let settings = host
-        .node("b")
-        .with("sinks", json!([{ "file": { "path": below } }]));
+    let settings = host.node("b").with("sinks", json!([{ "file": { "path": below } }]));
     assert_refused(&settings, &[&below.to_string_lossy()]);
 }
 
@@ -109,13 +96,8 @@ fn unknown_key_is_named_with_its_line() {
 #[test]
 fn wrong_unit_is_named_with_what_was_expected() {
     let host = host();
-    let settings = host
-        .node("a")
-        .with("traces.root_delay", json!("1 fortnight"));
-    assert_refused(
-        &settings,
-        &["root_delay", "1 fortnight", "250ms", "tracemesh.yaml:"],
-    );
+    let settings = host.node("a").with("traces.root_delay", json!("1 fortnight"));
+    assert_refused(&settings, &["root_delay", "1 fortnight", "250ms", "tracemesh.yaml:"]);
     let settings = host.node("b").with("node.memory", json!("4 GB"));
     assert_refused(&settings, &["memory", "4 GB", "GiB", "tracemesh.yaml:"]);
 }
@@ -123,10 +105,7 @@ fn wrong_unit_is_named_with_what_was_expected() {
 #[test]
 fn key_that_is_not_built_yet_says_so() {
     let host = host();
-    assert_refused(
-        &host.node("a").with("service_map.enabled", json!(true)),
-        &["not yet"],
-    );
+    assert_refused(&host.node("a").with("service_map.enabled", json!(true)), &["not yet"]);
 }
 
 #[test]
@@ -148,26 +127,15 @@ node:
     let ended = Program::run("check", host.path(), command.arg("check-config").arg(&file));
     assert_code_2(&ended);
     let mut command = std::process::Command::new(host.program());
-    let ended = Program::run(
-        "run",
-        host.path(),
-        command.args(["run", "--config"]).arg(&file),
-    );
+    let ended = Program::run("run", host.path(), command.args(["run", "--config"]).arg(&file));
     assert_code_2(&ended);
     let lines = complaints(&ended.output);
     assert_eq!(lines.len(), 4, "a line each:\n{}", ended.output);
-    for (line, number, word) in [
-        (0, 3, "nmae"),
-        (1, 5, "root_delay"),
-        (2, 6, "spans_max"),
-        (3, 8, "weight"),
-    ] {
+    for (line, number, word) in
+        [(0, 3, "nmae"), (1, 5, "root_delay"), (2, 6, "spans_max"), (3, 8, "weight")]
+    {
         let has = |text: &str| lines[line].contains(text);
-        assert!(
-            has(word) && has(&format!("tracemesh.yaml:{number}:")),
-            "{:?}",
-            lines[line]
-        );
+        assert!(has(word) && has(&format!("tracemesh.yaml:{number}:")), "{:?}", lines[line]);
     }
 }
 

@@ -35,11 +35,7 @@ fn assert_all_generated(node: &Node) {
     });
     let lines = node.traces();
     assert_eq!(lines.len(), TRACE_COUNT);
-    assert!(
-        lines
-            .iter()
-            .all(|line| line.spans.len() == SPANS_OF_A_TRACE)
-    );
+    assert!(lines.iter().all(|line| line.spans.len() == SPANS_OF_A_TRACE));
 }
 
 #[test]
@@ -48,10 +44,7 @@ fn telemetrygen_sends_to_a_node() {
         return;
     };
     let host = host();
-    let node = host
-        .node("a")
-        .with("traces.root_delay", json!("6s"))
-        .start();
+    let node = host.node("a").with("traces.root_delay", json!("6s")).start();
     generate(&host, &telemetrygen, &node.grpc_address());
     assert_all_generated(&node);
 }
@@ -63,10 +56,7 @@ fn collector_sends_to_a_node_over_grpc_and_over_http() {
     };
     for protocol in ["otlp", "otlphttp"] {
         let host = host();
-        let node = host
-            .node("a")
-            .with("traces.root_delay", json!("6s"))
-            .start();
+        let node = host.node("a").with("traces.root_delay", json!("6s")).start();
         let endpoint = match protocol {
             "otlp" => node.grpc_url(),
             _ => node.http_url(""),
@@ -112,16 +102,9 @@ fn python_sdk_sends_to_a_node_over_grpc_and_over_http() {
         let mut command = Command::new(&python);
         command.args([script, protocol, &url, compression]);
         let printed = Program::run("python", host.path(), &mut command).succeeded();
-        let trace_id = printed
-            .lines()
-            .last()
-            .expect("the script prints the trace id");
+        let trace_id = printed.lines().last().expect("the script prints the trace id");
         let line = node.wait_for_trace(trace_id);
-        let names: Vec<_> = line
-            .spans
-            .iter()
-            .map(|span| span["name"].as_str())
-            .collect();
+        let names: Vec<_> = line.spans.iter().map(|span| span["name"].as_str()).collect();
         assert!(names.contains(&Some("checkout")), "{names:?}");
         assert_eq!(names.len(), 11, "{protocol} {compression}");
     }

@@ -53,10 +53,7 @@ impl Client {
         let endpoint = Endpoint::from_shared(url).expect("the address of a node is a URL");
         let channel = runtime.block_on(async { endpoint.connect_lazy() });
         let grpc = Grpc::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self {
-            runtime,
-            grpc: set(grpc),
-        }
+        Self { runtime, grpc: set(grpc) }
     }
 
     /// Sends `request`, which need not be one, to `Export`.
@@ -65,9 +62,7 @@ impl Client {
         let method = http::uri::PathAndQuery::from_static(METHOD);
         let grpc = &mut self.grpc;
         let answer = async {
-            grpc.ready()
-                .await
-                .map_err(|error| Status::unavailable(error.to_string()))?;
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             grpc.unary(request, method, RawCodec).await
         };
         self.runtime.block_on(answer).map(Response::into_inner)
@@ -90,24 +85,16 @@ impl Receiver {
         let listener = listener.expect("a port of loopback is free");
         let address = listener.local_addr().expect("a listener has an address");
         let messages = Arc::new(Mutex::new(Vec::new()));
-        let keep = Keep {
-            messages: Arc::clone(&messages),
-        };
+        let keep = Keep { messages: Arc::clone(&messages) };
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::spawn(move || {
             let server = Server::builder().add_service(keep);
             let stopped = async { drop(stopped.await) };
             let serve =
                 server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
-            runtime
-                .block_on(serve)
-                .expect("a receiver serves until it is stopped");
+            runtime.block_on(serve).expect("a receiver serves until it is stopped");
         });
-        Self {
-            address,
-            messages,
-            _stop: stop,
-        }
+        Self { address, messages, _stop: stop }
     }
 
     /// Where it listens.
@@ -117,10 +104,7 @@ impl Receiver {
 
     /// The messages that came until now.
     pub(crate) fn messages(&self) -> Vec<Bytes> {
-        self.messages
-            .lock()
-            .expect("nothing panics while it keeps a message")
-            .clone()
+        self.messages.lock().expect("nothing panics while it keeps a message").clone()
     }
 }
 
@@ -159,10 +143,7 @@ impl UnaryService<Bytes> for Keep {
     type Future = BoxFuture<Response<Bytes>, Status>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let mut messages = self
-            .messages
-            .lock()
-            .expect("nothing panics while it keeps a message");
+        let mut messages = self.messages.lock().expect("nothing panics while it keeps a message");
         messages.push(request.into_inner());
         Box::pin(async { Ok(Response::new(Bytes::new())) })
     }

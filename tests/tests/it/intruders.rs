@@ -27,18 +27,10 @@ fn intrude(settings: Settings, mesh: &[Node]) -> Node {
 
 /// Somebody was refused, which is counted; each reason is logged once however often it was.
 fn assert_counted_and_logged_once(node: &Node) {
-    wait_until("a refusal to be counted", || {
-        node.metrics().sum(REFUSED, &[]) >= 1.0
-    });
+    wait_until("a refusal to be counted", || node.metrics().sum(REFUSED, &[]) >= 1.0);
     let output = node.output();
-    let lines: Vec<_> = output
-        .lines()
-        .filter(|line| line.contains("logged once"))
-        .collect();
-    assert!(
-        !lines.is_empty() && lines.len() <= 2,
-        "a line a reason, not {lines:#?}"
-    );
+    let lines: Vec<_> = output.lines().filter(|line| line.contains("logged once")).collect();
+    assert!(!lines.is_empty() && lines.len() <= 2, "a line a reason, not {lines:#?}");
 }
 
 /// The mesh has its own members only, and a trace in parts meets on one of them.
@@ -100,11 +92,7 @@ fn node_with_an_expired_certificate_stays_outside() {
     let mut intruder = intrude(host.node("x").with("cluster.tls", expired), &mesh);
     if intruder.program().ended().is_some() {
         // It looked at its own certificate first.
-        assert!(
-            intruder.output().contains("expired"),
-            "{}",
-            intruder.output()
-        );
+        assert!(intruder.output().contains("expired"), "{}", intruder.output());
     } else {
         assert_counted_and_logged_once(&mesh[0]);
     }
@@ -133,9 +121,7 @@ fn noise_and_forged_gossip_at_the_mesh_port_change_nothing() {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a port of loopback is free");
     let send = |bytes: &[u8]| {
         for node in &mesh {
-            socket
-                .send_to(bytes, node.mesh_address())
-                .expect("loopback takes a datagram");
+            socket.send_to(bytes, node.mesh_address()).expect("loopback takes a datagram");
         }
     };
     let mut noise = Noise(11);
@@ -164,9 +150,7 @@ fn forged_gossip(count: u16) -> Vec<u8> {
         message.extend([4, 127, 0, 0, 1]);
         message.extend((20_000 + number).to_le_bytes());
         // Heartbeat, and two versions.
-        [9_u64, 0, 1]
-            .iter()
-            .for_each(|figure| message.extend(figure.to_le_bytes()));
+        [9_u64, 0, 1].iter().for_each(|figure| message.extend(figure.to_le_bytes()));
     }
     let cluster = "tracemesh";
     message.extend((cluster.len() as u16).to_le_bytes());

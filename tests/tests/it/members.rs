@@ -27,15 +27,8 @@ struct Load {
 
 impl Load {
     fn new(nodes: &[&Node]) -> Self {
-        let urls = nodes
-            .iter()
-            .map(|node| node.http_url("/v1/traces"))
-            .collect();
-        Self {
-            urls,
-            stopped: AtomicBool::new(false),
-            taken_count: AtomicU64::new(0),
-        }
+        let urls = nodes.iter().map(|node| node.http_url("/v1/traces")).collect();
+        Self { urls, stopped: AtomicBool::new(false), taken_count: AtomicU64::new(0) }
     }
 
     /// Sends one request after the other until it is stopped.
@@ -76,19 +69,12 @@ impl Load {
             result
         });
         let trace_count = self.taken_count.load(Ordering::Relaxed) * TRACES_OF_A_REQUEST;
-        (
-            result,
-            (0..trace_count)
-                .map(|number| hex(&trace_id(number)))
-                .collect(),
-        )
+        (result, (0..trace_count).map(|number| hex(&trace_id(number))).collect())
     }
 
     fn wait_for_more(&self) {
         let enough = self.taken_count.load(Ordering::Relaxed) + REQUESTS_AROUND_A_CHANGE;
-        wait_until("more requests", || {
-            self.taken_count.load(Ordering::Relaxed) >= enough
-        });
+        wait_until("more requests", || self.taken_count.load(Ordering::Relaxed) >= enough);
     }
 }
 
@@ -96,11 +82,7 @@ impl Load {
 fn whole_traces(nodes: &[&Node]) -> BTreeSet<String> {
     let counts = traces::span_counts(nodes.iter().map(|node| node.trace_file()));
     let is_whole = |counts: &Vec<usize>| counts.iter().sum::<usize>() as u64 >= SPANS_OF_A_TRACE;
-    counts
-        .into_iter()
-        .filter(|(_, counts)| is_whole(counts))
-        .map(|(id, _)| id)
-        .collect()
+    counts.into_iter().filter(|(_, counts)| is_whole(counts)).map(|(id, _)| id).collect()
 }
 
 #[test]
@@ -111,17 +93,12 @@ fn node_that_joins_under_load_costs_no_client_a_span() {
     let load = Load::new(&mesh.iter().collect::<Vec<_>>());
     let (newcomer, ids) = load.around(|| {
         let newcomer = settings[3].start();
-        mesh.iter()
-            .chain([&newcomer])
-            .for_each(|node| node.wait_for_members(4));
+        mesh.iter().chain([&newcomer]).for_each(|node| node.wait_for_members(4));
         newcomer
     });
     let nodes: Vec<_> = mesh.iter().chain([&newcomer]).collect();
     wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
-    assert!(
-        !newcomer.traces().is_empty(),
-        "the newcomer owns some traces"
-    );
+    assert!(!newcomer.traces().is_empty(), "the newcomer owns some traces");
 }
 
 #[test]
@@ -135,11 +112,7 @@ fn node_that_is_stopped_under_load_costs_no_client_a_span() {
         mesh.iter().for_each(|node| node.wait_for_members(2));
         status
     });
-    assert_eq!(
-        status.code(),
-        Some(0),
-        "everything was handed over or exported"
-    );
+    assert_eq!(status.code(), Some(0), "everything was handed over or exported");
     let nodes: Vec<_> = mesh.iter().chain([&leaver]).collect();
     wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
 }

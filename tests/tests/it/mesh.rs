@@ -25,9 +25,7 @@ const TRACES_OF_A_REQUEST: u64 = 100;
 pub(crate) fn start(settings: &[Settings]) -> Vec<Node> {
     let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
     nodes.iter_mut().for_each(Node::wait_until_ready);
-    nodes
-        .iter()
-        .for_each(|node| node.wait_for_members(settings.len()));
+    nodes.iter().for_each(|node| node.wait_for_members(settings.len()));
     wait_until("one view", || {
         let hash = |node: &Node| {
             let status = http::get(&node.console_url("/api/v1/status")).json();
@@ -40,18 +38,12 @@ pub(crate) fn start(settings: &[Settings]) -> Vec<Node> {
 
 /// Waits for the rest of a trace for longer than a request may be tried again on a busy machine.
 fn patient(settings: Vec<Settings>) -> Vec<Settings> {
-    settings
-        .into_iter()
-        .map(|node| node.with("traces.root_delay", json!("15s")))
-        .collect()
+    settings.into_iter().map(|node| node.with("traces.root_delay", json!("15s"))).collect()
 }
 
 /// Sends every trace's spans to all nodes, and finds each trace once, whole, on one of them.
 fn assert_every_trace_meets_on_one_owner(nodes: &[Node]) {
-    let mut clients: Vec<_> = nodes
-        .iter()
-        .map(|node| grpc::Client::new(node.grpc_url()))
-        .collect();
+    let mut clients: Vec<_> = nodes.iter().map(|node| grpc::Client::new(node.grpc_url())).collect();
     for first in (0..TRACE_COUNT).step_by(TRACES_OF_A_REQUEST as usize) {
         let mut parts = vec![Vec::new(); clients.len()];
         for number in first..first + TRACES_OF_A_REQUEST {
@@ -61,32 +53,19 @@ fn assert_every_trace_meets_on_one_owner(nodes: &[Node]) {
             }
         }
         for (client, part) in clients.iter_mut().zip(parts) {
-            client
-                .export(encoded(part))
-                .expect("a healthy mesh takes what fits");
+            client.export(encoded(part)).expect("a healthy mesh takes what fits");
         }
     }
-    let sum = |name: &str| {
-        nodes
-            .iter()
-            .map(|node| node.metrics().sum(name, &[]))
-            .sum::<f64>()
-    };
+    let sum = |name: &str| nodes.iter().map(|node| node.metrics().sum(name, &[])).sum::<f64>();
     let all = (TRACE_COUNT * SPANS_OF_A_TRACE) as f64;
     wait_until("all spans", || sum("tracemesh_spans_exported_total") >= all);
     let expected: BTreeMap<_, _> = (0..TRACE_COUNT)
         .map(|number| (hex(&trace_id(number)), vec![SPANS_OF_A_TRACE as usize]))
         .collect();
     let found = traces::span_counts(nodes.iter().map(Node::trace_file));
-    let wrong: Vec<_> = found
-        .iter()
-        .filter(|(id, counts)| expected.get(*id) != Some(counts))
-        .collect();
-    assert!(
-        wrong.is_empty() && found.len() == expected.len(),
-        "{} traces, {wrong:?}",
-        found.len()
-    );
+    let wrong: Vec<_> =
+        found.iter().filter(|(id, counts)| expected.get(*id) != Some(counts)).collect();
+    assert!(wrong.is_empty() && found.len() == expected.len(), "{} traces, {wrong:?}", found.len());
     assert_eq!(sum("tracemesh_spans_accepted_total"), all);
     assert_eq!(sum("tracemesh_spans_accepted_without_replica_total"), 0.0);
     for node in nodes {
@@ -144,9 +123,7 @@ fn load_finds_every_trace_once_and_whole_at_an_otlp_sink() {
     let sink = format!("127.0.0.1:{}", claim_base_port());
     let sinks = json!([{ "otlp": { "endpoint": format!("http://{sink}") } }]);
     let settings = patient(host.nodes(&["a", "b", "c"]));
-    let settings = settings
-        .into_iter()
-        .map(|node| node.with("sinks", sinks.clone()));
+    let settings = settings.into_iter().map(|node| node.with("sinks", sinks.clone()));
     let nodes = start(&settings.collect::<Vec<_>>());
     let mut command = load(&host, &nodes);
     Program::run("load", host.path(), command.args(["--listen", &sink])).succeeded();
@@ -172,17 +149,9 @@ impl Authority {
         let key = rcgen::KeyPair::generate().expect("a key can be made");
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        parameters
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "an operator's authority");
-        let certificate = parameters
-            .self_signed(&key)
-            .expect("an authority signs itself")
-            .pem();
-        Self {
-            issuer: rcgen::Issuer::new(parameters, key),
-            certificate,
-        }
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "an operator's authority");
+        let certificate = parameters.self_signed(&key).expect("an authority signs itself").pem();
+        Self { issuer: rcgen::Issuer::new(parameters, key), certificate }
     }
 
     /// Writes a certificate for `id` and all that goes with it, and returns the section
@@ -198,9 +167,7 @@ impl Authority {
             Validity::Now => rcgen::date_time_ymd(2100, 1, 1),
             Validity::Expired => rcgen::date_time_ymd(2020, 2, 1),
         };
-        let certificate = parameters
-            .signed_by(&key, &self.issuer)
-            .expect("an authority signs");
+        let certificate = parameters.signed_by(&key, &self.issuer).expect("an authority signs");
         let write = |name: &str, text: &str| {
             let path = host.path().join(format!("{id}-{name}"));
             fs::write(&path, text).expect("a file can be written");
@@ -219,19 +186,12 @@ pub(crate) fn key_file(host: &Host, name: &str) -> std::path::PathBuf {
     let mut command = std::process::Command::new(host.program());
     let path = host.path().join(name);
     let output = command.arg("keygen").output().expect("the program starts");
-    assert!(
-        output.status.success(),
-        "keygen: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "keygen: {}", String::from_utf8_lossy(&output.stderr));
     fs::write(&path, output.stdout).expect("a file can be written");
     path
 }
 
 /// Sets the key file of all `nodes`.
 pub(crate) fn with_key(nodes: Vec<Settings>, key: &Path) -> Vec<Settings> {
-    nodes
-        .into_iter()
-        .map(|node| node.with("cluster.key_file", json!(key)))
-        .collect()
+    nodes.into_iter().map(|node| node.with("cluster.key_file", json!(key))).collect()
 }

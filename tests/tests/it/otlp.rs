@@ -40,33 +40,17 @@ pub(crate) fn span(trace_id: &[u8], number: u64) -> Span {
 
 /// All spans of a trace, the root first.
 pub(crate) fn trace(trace_id: &[u8], span_count: u64) -> Vec<Span> {
-    (0..span_count)
-        .map(|number| span(trace_id, number))
-        .collect()
+    (0..span_count).map(|number| span(trace_id, number)).collect()
 }
 
 /// One request with `spans` in one scope of one resource.
 pub(crate) fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
-    let service = AnyValue {
-        value: Some(Value::StringValue("shop".to_owned())),
-    };
-    let service = KeyValue {
-        key: "service.name".to_owned(),
-        value: Some(service),
-    };
-    let resource = Resource {
-        attributes: vec![service],
-        ..Resource::default()
-    };
-    let scope_spans = vec![ScopeSpans {
-        spans,
-        ..ScopeSpans::default()
-    }];
-    let resource_spans = vec![ResourceSpans {
-        resource: Some(resource),
-        scope_spans,
-        ..ResourceSpans::default()
-    }];
+    let service = AnyValue { value: Some(Value::StringValue("shop".to_owned())) };
+    let service = KeyValue { key: "service.name".to_owned(), value: Some(service) };
+    let resource = Resource { attributes: vec![service], ..Resource::default() };
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    let resource_spans =
+        vec![ResourceSpans { resource: Some(resource), scope_spans, ..ResourceSpans::default() }];
     ExportTraceServiceRequest { resource_spans }
 }
 
@@ -83,11 +67,7 @@ pub(crate) fn around_span(span: &[u8]) -> Vec<u8> {
 /// A length-delimited protobuf field.
 pub(crate) fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
     let mut field = Vec::new();
-    prost::encoding::encode_key(
-        number,
-        prost::encoding::WireType::LengthDelimited,
-        &mut field,
-    );
+    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut field);
     prost::encoding::encode_varint(bytes.len() as u64, &mut field);
     field.extend_from_slice(bytes);
     field
@@ -106,10 +86,7 @@ pub(crate) struct Noise(pub(crate) u64);
 impl Noise {
     /// The next byte.
     pub(crate) fn byte(&mut self) -> u8 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 56) as u8
     }
 }
