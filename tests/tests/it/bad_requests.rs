@@ -224,7 +224,10 @@ fn trace_of_a_hundred_thousand_spans_is_decided_early_and_loses_nothing() {
     let lines = node.traces();
     let spans: Vec<_> = lines.iter().flat_map(|line| &line.spans).collect();
     let distinct: BTreeSet<_> = spans.iter().map(|span| span["spanId"].to_string()).collect();
-    assert_eq!((distinct.len(), spans.len()), (100_000, 100_000));
+    assert_eq!(distinct.len(), 100_000);
+    // A write that outlasts an attempt is tried again, which is counted.
+    let again = node.metrics().sum("tracemesh_spans_exported_again_possible_total", &[]);
+    assert!(spans.len() - distinct.len() <= again as usize, "{} spans, {again}", spans.len());
     assert!(lines.len() > 1, "it was decided before it was complete");
 }
 
