@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Some("three-without-replica") => (&["a", "b", "c"], 0),
         _ => {
             eprintln!(
-                "usage: cargo bench -p tracemesh-tests --bench nodes -- one|three|three-without-replica"
+                "usage: cargo bench -p tracemesh-tests --bench nodes -- \
+                 one|three|three-without-replica"
             );
             // `cargo bench --workspace` names nothing, and nothing is measured.
             return ExitCode::SUCCESS;
