@@ -25,7 +25,6 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
-use attempt::Trying;
 use scopes::Scopes;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -182,7 +181,6 @@ pub struct Shard {
     table: Table,
     scopes: Scopes,
     wakes: BinaryHeap<Reverse<(u64, u32)>>,
-    trying: BTreeMap<TraceId, Trying>,
     remembered: VecDeque<(u64, TraceId)>,
     placement: Arc<Placement>,
     my_index: Option<MemberIndex>,
@@ -220,7 +218,6 @@ impl Shard {
             started: now,
             decide,
             wakes: BinaryHeap::new(),
-            trying: BTreeMap::new(),
             remembered: VecDeque::new(),
             placement,
             my_index,
@@ -403,7 +400,7 @@ impl Shard {
         if trace.verdict != Verdict::None {
             trace.due_ms = trace.due_ms.min(now_ms);
         }
-        if self.trying.contains_key(&trace.id) {
+        if trace.trying.is_some() {
             return;
         }
         let mut at = trace.due_ms;
@@ -443,7 +440,7 @@ impl Shard {
             return;
         }
         let role = self.role(trace.slot);
-        if self.trying.contains_key(&trace.id) {
+        if trace.trying.is_some() {
             self.try_again(index, role, now_ms);
             return;
         }

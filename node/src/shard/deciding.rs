@@ -28,10 +28,11 @@ impl Shard {
         sink: u32,
         answer: Answer,
     ) {
-        let Some(trying) = self.trying.get_mut(&trace_id) else { return };
-        if trying.number != number {
+        let Some(index) = self.table.find(trace_id) else { return };
+        let Some(trace) = self.table.get_mut(index) else { return };
+        let Some(trying) = trace.trying.as_mut().filter(|trying| trying.number == number) else {
             return;
-        }
+        };
         if answer == Answer::Unanswered {
             self.tally.unanswered += u64::from(trying.attempt.span_count);
         }
@@ -39,14 +40,12 @@ impl Shard {
         if trying.in_flight() {
             return;
         }
-        let Some(index) = self.table.find(trace_id) else { return };
+        let again = trying.owed().then(|| trying.backoff_ms(trace_id));
         let now_ms = self.ms(now);
-        let Some(trying) = self.trying.get(&trace_id) else { return };
-        if trying.owed() {
-            let again = now_ms + trying.backoff_ms(trace_id);
-            self.wake_at(index, again);
-        } else if let Some(trying) = self.trying.remove(&trace_id) {
-            self.finish_attempt(index, now_ms, &trying);
+        if let Some(backoff_ms) = again {
+            self.wake_at(index, now_ms + backoff_ms);
+        } else {
+            self.finish_attempt(index, now_ms);
         }
     }
 
@@ -71,15 +70,15 @@ impl Shard {
         if taken_over {
             self.tally.taken_over += u64::from(attempt.span_count);
         }
+        let trace_id = attempt.trace_id;
         let decider = &mut self.decide;
-        let raw = attempt.clone();
         let decided = catch_unwind(AssertUnwindSafe(|| {
             let verdict = if known == Verdict::None { decider.decide(&attempt) } else { known };
             (verdict, process::process(attempt, late))
         }));
         let Ok((verdict, processed)) = decided else {
-            tracing::error!(trace_id = %raw.trace_id, "trace makes deciding panic");
-            self.begin(index, Trying::dead_letter(Arc::new(raw)));
+            tracing::error!(%trace_id, "trace makes deciding panic");
+            self.bury(index);
             return;
         };
         if known == Verdict::None {
@@ -101,6 +100,14 @@ impl Shard {
             return;
         }
         self.begin(index, Trying::export(Arc::new(processed), self.sinks, late));
+    }
+
+    /// Sends a trace to the dead letters as it is held.
+    fn bury(&mut self, index: u32) {
+        let Some(trace) = self.table.get(index) else { return };
+        let chunks = trace.chunks(|_, state| state == SpanState::Held);
+        let raw = attempt_of(trace.id, chunks, trace.held_count);
+        self.begin(index, Trying::dead_letter(Arc::new(raw)));
     }
 
     fn cause(&self, trace: &Trace) -> Cause {
@@ -125,14 +132,14 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         trace.turn(SpanState::Held, SpanState::Sending);
         self.effects.push(trying.effect());
-        self.trying.insert(trace.id, trying);
+        trace.trying = Some(Box::new(trying));
     }
 
     /// The backoff of an attempt is over: the owner makes it again, whoever is none any more gives
     /// it up and asks.
     pub(super) fn try_again(&mut self, index: u32, role: Role, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index) else { return };
-        let Some(trying) = self.trying.get_mut(&trace.id) else { return };
+        let Some(trying) = trace.trying.as_mut() else { return };
         if trying.in_flight() {
             return;
         }
@@ -143,12 +150,14 @@ impl Shard {
             return;
         }
         trace.turn(SpanState::Sending, SpanState::Held);
-        self.trying.remove(&trace.id);
+        trace.trying = None;
         self.after_change(index, now_ms);
     }
 
     /// Every sink has the spans or refused them for good (D3).
-    fn finish_attempt(&mut self, index: u32, now_ms: u64, trying: &Trying) {
+    fn finish_attempt(&mut self, index: u32, now_ms: u64) {
+        let trying = self.table.get_mut(index).and_then(|trace| trace.trying.take());
+        let Some(trying) = trying else { return };
         let count = self.change(index, |trace| {
             let count = trace.turn(SpanState::Sending, SpanState::Done);
             trace.free_done();

@@ -53,6 +53,5 @@ impl Shard {
         if trace.is_remembered() {
             self.remembered_bytes -= trace.cost_bytes();
         }
-        self.trying.remove(&trace.id);
     }
 }

@@ -1,15 +1,18 @@
 //! Each rule of PROTOCOL.md that a shard keeps, by name.
 
+use super::trace::{SpanKey, Trace};
 use super::*;
 use crate::cut::{Cut, span_key};
 use crate::decide::KeepAll;
-use crate::frame::Origin;
+use crate::frame::{Origin, trace_id_bytes};
+use crate::process;
 use crate::scan::scan;
+use crate::spans::Chunk;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
-use tracemesh_membership::{View, ViewMember, Weight};
+use tracemesh_membership::{Incarnation, View, ViewMember, Weight};
 
 const KEY: HashKey = HashKey([7; 16]);
 const LIMITS: Limits = Limits {

@@ -5,6 +5,7 @@
 //! spans of the keys `c.first .. c.first + c.count`, in that order. A chunk is freed when all its
 //! spans are done, and counted whole until then. Nothing here knows of owners, time or the network.
 
+use super::attempt::Trying;
 use crate::frame::Verdict;
 use crate::spans::{Chunk, Scope, TraceId};
 use hashbrown::HashTable;
@@ -103,6 +104,8 @@ pub(crate) struct Trace {
     pub(crate) wake_ms: u64,
     /// Until when a trace of which nothing is held is remembered; 0 when something is held.
     pub(crate) remembered_until_ms: u64,
+    /// The export attempt that is not over, if any.
+    pub(crate) trying: Option<Box<Trying>>,
     words: Vec<u64>,
     stored: Vec<Stored>,
     index: Option<Box<HashTable<u32>>>,
@@ -124,6 +127,7 @@ impl Trace {
             due_ms: u64::MAX,
             wake_ms: u64::MAX,
             remembered_until_ms: 0,
+            trying: None,
             words: Vec::new(),
             stored: Vec::new(),
             index: None,
