@@ -7,6 +7,7 @@
 
 mod data_directory;
 mod report;
+mod settings;
 
 pub use data_directory::DataDirectoryError;
 
@@ -21,12 +22,13 @@ use crate::memory::Memory;
 use crate::mesh::{self, Peers};
 use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
-use crate::shard::{Limits, SinkSet};
-use crate::sink::{self, DeadLetters, SinkConfig, Workers};
+use crate::shard::SinkSet;
+use crate::sink::{self, DeadLetters, Workers};
 use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
+use settings::{Told, ingest_settings, limits, membership_settings, sink_config, size, small_seed};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,9 +36,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracemesh_membership::{
-    Ended, MemberState, Membership, NodeId, StartStore, Weight, WeightError,
-};
+use tracemesh_membership::{Ended, MemberState, Membership, NodeId, WeightError};
 use tracemesh_transport::{AsyncUdpSocket, Incoming, Transport};
 
 /// How often a draining node looks whether anything is left.
@@ -467,93 +467,4 @@ async fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, St
     let seed = seed.to_string();
     let local = found.await.map_err(|source| StartError::Advertise { seed, source })?;
     Ok(SocketAddr::new(local.ip(), bound.port()))
-}
-
-fn ingest_settings(config: &Config) -> ingest::Settings {
-    ingest::Settings {
-        grpc: config.listen.grpc.clone(),
-        http: config.listen.http.clone(),
-        request_bytes_max: size(config.ingest.request_bytes_max),
-        in_flight_max: size(config.ingest.in_flight_bytes_max),
-        ..Default::default()
-    }
-}
-
-/// What other members are told besides what is configured.
-struct Told<'a> {
-    addresses: &'a Addresses,
-    advertised: SocketAddr,
-    wall_clock: &'a WallClock,
-}
-
-fn membership_settings(
-    config: &Config,
-    told: &Told<'_>,
-    starts: Arc<dyn StartStore>,
-    seed: u64,
-) -> Result<tracemesh_membership::Settings, WeightError> {
-    Ok(tracemesh_membership::Settings {
-        cluster: config.cluster.name.clone(),
-        node_id: NodeId::from(config.node.id.as_str()),
-        mesh_address: told.advertised,
-        seeds: config.cluster.seeds.iter().map(ToString::to_string).collect(),
-        alone_after: config.cluster.alone_after,
-        replicas: config.cluster.replicas,
-        hash_key: config.cluster.hash_key,
-        weight: Weight::new(config.node.weight)?,
-        zone: config.node.zone.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        otlp_grpc: told.addresses.grpc.clone(),
-        otlp_http: told.addresses.http.clone(),
-        console: Some(told.addresses.console),
-        config_hash: config.config_hash(),
-        starts: Some(starts),
-        wall_clock: Arc::clone(told.wall_clock),
-        seed,
-    })
-}
-
-fn limits(traces: &config::Traces) -> Limits {
-    Limits {
-        root_delay: traces.root_delay,
-        age_max: traces.age_max,
-        spans_max: traces.spans_max,
-        bytes_max: size(traces.bytes_max),
-        remember: traces.remember_time,
-        remember_bytes_max: size(traces.remember_bytes),
-    }
-}
-
-/// Configured sizes are 64 bits everywhere; what this machine cannot address is no bound.
-fn size(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// What needs no secrecy is drawn from the first bytes of the seed.
-fn small_seed(seed: [u8; 32]) -> u64 {
-    seed[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
-}
-
-fn sink_config(sink: &config::Sink) -> SinkConfig {
-    match sink {
-        config::Sink::Otlp(otlp) => SinkConfig::Otlp {
-            endpoint: otlp.endpoint.to_string(),
-            compression: match otlp.compression {
-                config::Compression::Zstd => sink::Compression::Zstd,
-                config::Compression::Gzip => sink::Compression::Gzip,
-                config::Compression::None => sink::Compression::None,
-            },
-            headers: otlp
-                .headers
-                .iter()
-                .map(|(name, value)| {
-                    (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-                })
-                .collect(),
-            request_bytes_max: size(otlp.request_bytes_max),
-            queue_bytes_max: size(otlp.queue_bytes_max),
-        },
-        config::Sink::File { path } => SinkConfig::File { path: path.clone() },
-        config::Sink::Stdout => SinkConfig::Stdout,
-    }
 }

@@ -95,7 +95,8 @@ fn every_trace_meets_on_one_owner_under_an_authority_of_ones_own() {
     assert_every_trace_meets_on_one_owner(&nodes);
 }
 
-/// The load command of the product, which verifies what comes out and fails when something is amiss.
+/// The load command of the product, which verifies what comes out and fails when something is
+/// amiss.
 fn load(host: &Host, nodes: &[Node]) -> Command {
     let mut command = Command::new(host.program());
     // A rate that unoptimised nodes keep up with on a busy machine.

@@ -292,13 +292,13 @@ async fn silent_server_costs_an_attempt_its_time_and_no_more() {
     server.arrived.notified().await;
     tokio::time::pause();
     let start = Instant::now();
-    assert_eq!(outcome.await, Ok(Outcome::AGAIN));
+    assert_eq!(outcome.await, Ok(Outcome::Unanswered));
     assert!(start.elapsed() <= ATTEMPT_MAX);
     assert_eq!(rig.metrics.up.get(), 0);
 }
 
 #[tokio::test]
-async fn connection_that_dies_in_mid_request_means_again() {
+async fn connection_that_dies_in_mid_request_leaves_it_unknown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rig = Rig::new(listener.local_addr().unwrap());
     let outcome = rig.sink.submit(trace(1, 100)).unwrap();
@@ -306,12 +306,12 @@ async fn connection_that_dies_in_mid_request_means_again() {
     let mut some = [0; 200];
     stream.read_exact(&mut some).await.unwrap();
     drop((stream, listener));
-    assert_eq!(outcome.await, Ok(Outcome::AGAIN));
+    assert_eq!(outcome.await, Ok(Outcome::Unanswered));
     assert!(rig.dead().is_empty());
 }
 
 #[tokio::test]
-async fn answer_that_is_not_the_servers_own_means_again() {
+async fn answer_that_is_not_the_servers_own_leaves_it_unknown() {
     let server = Server::start(|traces, _| match traces.first() {
         Some(1) => Say::Http(200),
         Some(2) => Say::Http(404),
@@ -325,7 +325,7 @@ async fn answer_that_is_not_the_servers_own_means_again() {
         (*n, outcome, rig.dead().len())
     }));
     for (n, outcome, dead) in outcomes.await {
-        assert_eq!((outcome, dead), (Outcome::AGAIN, 0), "trace {n}");
+        assert_eq!((outcome, dead), (Outcome::Unanswered, 0), "trace {n}");
     }
 }
 
@@ -465,7 +465,7 @@ async fn stopping_finishes_what_is_in_flight_and_gives_back_the_rest() {
     assert_eq!(waiting.await, Ok(Outcome::AGAIN));
     assert!(rig.sink.submit(trace(4, 1)).is_err());
     tokio::time::pause();
-    assert_eq!(in_flight.await, Ok(Outcome::AGAIN));
+    assert_eq!(in_flight.await, Ok(Outcome::Unanswered));
     rig.worker.join_next().await.unwrap().unwrap();
     assert_eq!(rig.metrics.queue_bytes.get(), 0);
 }
