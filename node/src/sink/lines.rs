@@ -72,8 +72,7 @@ impl<L: Lines> Worker<L> {
                 (worker, outcomes)
             });
             let Ok(written) = timeout(ATTEMPT_MAX, &mut writing).await else {
-                // Answers with Again; whether the lines will be written is unknown.
-                drop(batch);
+                batch.into_iter().for_each(|pending| pending.answer(Outcome::Unanswered));
                 if health.down() {
                     tracing::error!(path, "a write takes longer than an attempt may");
                 }
