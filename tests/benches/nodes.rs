@@ -1,10 +1,10 @@
 //! What a span costs in whole processes: real nodes, `tracemesh load` as clients and as the sink.
 //!
 //! `cargo bench -p tracemesh-tests --bench nodes -- one`, or `three`, or `three-without-replica`.
-//! OTLP gRPC in and out, uncompressed; every span that comes out is verified. A first load warms the
-//! nodes up, because memory that was never touched costs more than the work; of the second one, the
-//! line `cost, all` is the figure: CPU seconds (user and system) of the nodes per million spans, the
-//! load itself not included.
+//! OTLP gRPC in and out, uncompressed; every span that comes out is verified. A first load warms
+//! the nodes up, because memory that was never touched costs more than the work; of the second one,
+//! the line `cost, all` is the figure: CPU seconds (user and system) of the nodes per million
+//! spans, the load itself not included.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
 

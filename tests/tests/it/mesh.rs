@@ -43,8 +43,9 @@ fn patient(settings: Vec<Settings>) -> Vec<Settings> {
     settings.into_iter().map(|node| node.with("traces.root_delay", json!("15s"))).collect()
 }
 
-/// Runs `test` until the view stayed the same throughout, and returns what it found. A machine so busy
-/// that a node stands still changes the view, and what is promised of a stable one does not hold then.
+/// Runs `test` until the view stayed the same throughout, and returns what it found. A machine so
+/// busy that a node stands still changes the view, and what is promised of a stable one does not
+/// hold then.
 fn with_a_stable_view<T>(settings: &[Settings], mut test: impl FnMut(&[Node]) -> T) -> T {
     for _ in 0..TRIES_MAX {
         for settings in settings {
@@ -139,8 +140,8 @@ fn every_trace_meets_on_one_owner_under_an_authority_of_ones_own() {
     assert_every_trace_meets_on_one_owner(&patient(settings));
 }
 
-/// The load command of the product: it sends to all nodes, verifies what `arguments` name, and fails
-/// when something is lost.
+/// The load command of the product: it sends to all nodes, verifies what `arguments` name, and
+/// fails when something is lost.
 fn load(host: &Host, nodes: &[Node], arguments: &[&str]) -> serde_json::Value {
     let mut command = Command::new(host.program());
     // A rate that unoptimised nodes keep up with on a busy machine.
