@@ -4,8 +4,8 @@
 //! and back, so it has one owner. The invariant: an attempt is acknowledged when its whole line was
 //! written. After the first line that fails, the rest of the batch is not tried.
 //!
-//! A disk that neither writes nor fails holds the thread; the attempts are answered with `Again`
-//! after [`ATTEMPT_MAX`] all the same, and the queue fills until the disk is back.
+//! A disk that neither writes nor fails holds the thread; what became of the attempts is unknown,
+//! which is said after [`ATTEMPT_MAX`], and the queue fills until the disk is back.
 
 use super::dead_letter::DeadLetters;
 use super::health::Health;
@@ -294,7 +294,7 @@ mod tests {
         tokio::time::pause();
         // Timers count in milliseconds, rounded up.
         tokio::time::advance(ATTEMPT_MAX + Duration::from_millis(1)).await;
-        assert_eq!(outcome.await, Ok(Outcome::AGAIN));
+        assert_eq!(outcome.await, Ok(Outcome::Unanswered));
         assert_eq!(rig.metrics.up.get(), 0);
         tokio::time::resume();
         go.send(()).unwrap();
