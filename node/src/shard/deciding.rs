@@ -7,7 +7,7 @@
 
 use super::attempt::{Answer, Result, Trying};
 use super::trace::{SpanState, Trace};
-use super::{Cause, Effect, Role, Shard};
+use super::{Cause, Effect, Limits, Role, Shard};
 use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
 use crate::process;
 use crate::sink::Attempt;
@@ -60,12 +60,15 @@ impl Shard {
     }
 
     pub(super) fn decide(&mut self, index: u32, now_ms: u64) {
+        let Limits { spans_max, bytes_max, .. } = self.limits;
         let Some(trace) = self.table.get(index) else { return };
-        let late = trace.has_done();
-        let chunks = trace.chunks(|_, state| state == SpanState::Held);
-        let attempt = attempt_of(trace.id, chunks, trace.held_count);
-        let (known, taken_over) = (trace.verdict, trace.taken_over);
         let cause = self.cause(trace);
+        let Some(trace) = self.table.get_mut(index) else { return };
+        let late = trace.has_done();
+        // A trace that came when no sink answered may have grown beyond what one attempt can bear.
+        let (chunks, span_count) = trace.begin_sending(spans_max, bytes_max);
+        let attempt = attempt_of(trace.id, chunks, span_count);
+        let (known, taken_over) = (trace.verdict, trace.taken_over);
         let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
         if taken_over {
             self.tally.taken_over += u64::from(attempt.span_count);
@@ -90,7 +93,8 @@ impl Shard {
         });
         if verdict == Verdict::SampledOut {
             let count = self.change(index, |trace| {
-                let count = trace.turn(SpanState::Held, SpanState::Done);
+                let count = trace.turn(SpanState::Held, SpanState::Done)
+                    + trace.turn(SpanState::Sending, SpanState::Done);
                 trace.free_done();
                 count
             });
@@ -105,8 +109,9 @@ impl Shard {
     /// Sends a trace to the dead letters as it is held.
     fn bury(&mut self, index: u32) {
         let Some(trace) = self.table.get(index) else { return };
-        let chunks = trace.chunks(|_, state| state == SpanState::Held);
-        let raw = attempt_of(trace.id, chunks, trace.held_count);
+        let chunks = trace.chunks(|_, state| state == SpanState::Sending);
+        let span_count = trace.keys_in(SpanState::Sending).count();
+        let raw = attempt_of(trace.id, chunks, u32::try_from(span_count).unwrap_or(u32::MAX));
         self.begin(index, Trying::dead_letter(Arc::new(raw)));
     }
 
@@ -130,7 +135,6 @@ impl Shard {
         self.attempt_number = self.attempt_number.wrapping_add(1);
         trying.number = self.attempt_number;
         let Some(trace) = self.table.get_mut(index) else { return };
-        trace.turn(SpanState::Held, SpanState::Sending);
         self.effects.push(trying.effect());
         trace.trying = Some(Box::new(trying));
     }

@@ -365,6 +365,27 @@ fn attempt_is_made_again_with_the_same_spans_until_acknowledged() {
 }
 
 #[test]
+fn trace_that_grew_too_large_goes_out_in_attempts_of_bounded_size() {
+    let mut rig = Rig::new("a", &["a"]);
+    rig.hold(vec![root(1, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    for part in 0..4_u32 {
+        let spans = (0..600_u32).map(|number| Span {
+            span_id: [part.to_le_bytes(), (number + 1).to_le_bytes()].concat(),
+            ..child(1, 1)
+        });
+        rig.hold(spans.collect());
+    }
+    rig.answer(1, number, Answer::Acknowledged);
+    for expected in [1200, 1200] {
+        let (attempt, number) = export(&rig.pass(Duration::ZERO));
+        assert_eq!(attempt.span_count, expected, "two frames of 600 reach the bound of 1000");
+        rig.answer(1, number, Answer::Acknowledged);
+    }
+    assert_eq!((rig.held(1), rig.shard.take_tally().exported), (Some(0), 2401));
+}
+
+#[test]
 fn former_owner_gives_up_its_attempt_and_asks() {
     let mut rig = Rig::new("b", &["b"]);
     let joined = placement(&["a", "b"]);

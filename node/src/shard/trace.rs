@@ -80,6 +80,12 @@ struct Stored {
     count: u32,
 }
 
+impl Stored {
+    fn range(&self) -> std::ops::Range<usize> {
+        self.first as usize..(self.first + self.count) as usize
+    }
+}
+
 /// One trace, held or remembered.
 #[derive(Debug)]
 pub(crate) struct Trace {
@@ -228,8 +234,8 @@ impl Trace {
         let words = &self.words;
         let mut freed = 0;
         self.stored.retain(|stored| {
-            let range = stored.first as usize..(stored.first + stored.count) as usize;
-            let done = words[range].iter().all(|&word| SpanState::of(word) == SpanState::Done);
+            let done =
+                words[stored.range()].iter().all(|&word| SpanState::of(word) == SpanState::Done);
             if done {
                 freed += stored.chunk.spans.len();
             }
@@ -262,27 +268,56 @@ impl Trace {
         self.keys_in(SpanState::Done).next().is_some()
     }
 
-    /// The bytes of all spans for which `wanted` says so, sharing the chunks that are wanted whole.
-    pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> Vec<Chunk> {
-        let mut chunks = Vec::with_capacity(self.stored.len());
-        for stored in &self.stored {
-            let range = stored.first as usize..(stored.first + stored.count) as usize;
-            let words = &self.words[range];
-            let is_wanted = |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
-            let count = words.iter().filter(|word| is_wanted(word)).count();
-            if count == words.len() {
-                chunks.push(stored.chunk.clone());
-            } else if count > 0 {
-                let mut spans = Vec::with_capacity(stored.chunk.spans.len());
-                for (span, word) in stored.chunk.framed_spans().zip(words) {
-                    if is_wanted(word) {
-                        spans.extend_from_slice(span);
-                    }
+    /// Turns held spans to sending, chunk by chunk until one of the bounds is reached, and returns
+    /// them with their number.
+    pub(crate) fn begin_sending(&mut self, spans_max: u32, bytes_max: usize) -> (Vec<Chunk>, u32) {
+        let (mut chunks, mut span_count, mut bytes) = (Vec::new(), 0, 0);
+        for at in 0..self.stored.len() {
+            if span_count >= spans_max || bytes >= bytes_max {
+                break;
+            }
+            let is_held = |_, state| state == SpanState::Held;
+            let Some((chunk, count)) = self.chunk(at, &is_held) else { continue };
+            span_count += count;
+            bytes += chunk.spans.len();
+            chunks.push(chunk);
+            let range = self.stored[at].range();
+            for word in &mut self.words[range] {
+                if SpanState::of(*word) == SpanState::Held {
+                    *word = *word & !STATE_BITS | SpanState::Sending.bits();
                 }
-                chunks.push(Chunk { scope: stored.chunk.scope.clone(), spans: spans.into() });
             }
         }
-        chunks
+        (chunks, span_count)
+    }
+
+    /// The bytes of all spans for which `wanted` says so, sharing the chunks that are wanted whole.
+    pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> Vec<Chunk> {
+        let chunk = |at| Some(self.chunk(at, &wanted)?.0);
+        (0..self.stored.len()).filter_map(chunk).collect()
+    }
+
+    /// The wanted spans of one chunk, and how many they are; none when none is wanted.
+    fn chunk(
+        &self,
+        at: usize,
+        wanted: &impl Fn(SpanKey, SpanState) -> bool,
+    ) -> Option<(Chunk, u32)> {
+        let stored = &self.stored[at];
+        let words = &self.words[stored.range()];
+        let is_wanted = |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
+        let count = words.iter().filter(|word| is_wanted(word)).count() as u32;
+        if count == stored.count {
+            return Some((stored.chunk.clone(), count));
+        }
+        let mut spans = Vec::new();
+        for (span, word) in stored.chunk.framed_spans().zip(words) {
+            if is_wanted(word) {
+                spans.extend_from_slice(span);
+            }
+        }
+        let chunk = Chunk { scope: stored.chunk.scope.clone(), spans: spans.into() };
+        (count > 0).then_some((chunk, count))
     }
 
     fn position(&self, key: SpanKey) -> Option<usize> {
