@@ -11,10 +11,9 @@ mod settings;
 
 pub use data_directory::DataDirectoryError;
 
-use crate::assemble::{self, Shards};
+use crate::assemble::Shards;
 use crate::config::{self, Config};
 use crate::console;
-use crate::decide::KeepAll;
 use crate::environment::{BindMesh, Environment, WallClock};
 use crate::ingest::{self, Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
@@ -28,7 +27,9 @@ use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
-use settings::{Told, ingest_settings, limits, membership_settings, sink_config, size, small_seed};
+use settings::{
+    Told, ingest_settings, membership_settings, shard_settings, sink_config, size, small_seed,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -189,14 +190,8 @@ impl Node {
         let me = NodeId::from(config.node.id.as_str());
         let peers = Peers::new(me, transport.clone(), Arc::clone(&membership));
         let memory = Arc::new(Memory::new(size(config.node.memory_bytes), shard_count));
-        let shard_settings = assemble::Settings {
-            limits: limits(&config.traces),
-            shard_count,
-            hash_key: config.cluster.hash_key,
-            sinks,
-            dead_letters: undecided(&dead_letters, &wall_clock, &meters.sinks),
-            decide: Box::new(|| Box::new(KeepAll)),
-        };
+        let undecided = undecided(&dead_letters, &wall_clock, &meters.sinks);
+        let shard_settings = shard_settings(config, shard_count, sinks, undecided);
         let shards = Shards::start(
             shard_settings,
             Arc::clone(&memory),

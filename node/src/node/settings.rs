@@ -3,11 +3,13 @@
 //! Stages know nothing of the configuration file; this is where its values become theirs.
 
 use super::Addresses;
+use crate::assemble;
 use crate::config::{self, Config};
+use crate::decide::KeepAll;
 use crate::environment::WallClock;
 use crate::ingest;
 use crate::shard::Limits;
-use crate::sink::{self, SinkConfig};
+use crate::sink::{self, DeadLetters, Sink, SinkConfig};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracemesh_membership::{NodeId, StartStore, Weight, WeightError};
@@ -56,7 +58,23 @@ pub(super) fn membership_settings(
     })
 }
 
-pub(super) fn limits(traces: &config::Traces) -> Limits {
+pub(super) fn shard_settings(
+    config: &Config,
+    shard_count: usize,
+    sinks: Vec<Arc<dyn Sink>>,
+    dead_letters: Arc<DeadLetters>,
+) -> assemble::Settings {
+    assemble::Settings {
+        limits: limits(&config.traces),
+        shard_count,
+        hash_key: config.cluster.hash_key,
+        sinks,
+        dead_letters,
+        decide: Box::new(|| Box::new(KeepAll)),
+    }
+}
+
+fn limits(traces: &config::Traces) -> Limits {
     Limits {
         root_delay: traces.root_delay,
         age_max: traces.age_max,
