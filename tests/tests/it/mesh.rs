@@ -3,7 +3,7 @@
 use crate::otlp::{encoded, hex, trace, trace_id};
 use crate::{grpc, host};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -117,7 +117,8 @@ fn assert_every_trace_meets_on_one_owner(settings: &[Settings]) {
     let wrong: Vec<_> =
         found.traces.iter().filter(|(_, counts)| **counts != [SPANS_OF_A_TRACE as usize]).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
-    assert_eq!(found.traces.len() as u64, TRACE_COUNT);
+    let sent: BTreeSet<_> = (0..TRACE_COUNT).map(|number| hex(&trace_id(number))).collect();
+    assert!(found.traces.keys().eq(&sent), "these traces and no others");
     assert_eq!(found.accepted, (TRACE_COUNT * SPANS_OF_A_TRACE) as f64);
     assert_eq!(found.without_replica, 0.0);
 }
