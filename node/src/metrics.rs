@@ -219,16 +219,12 @@ pub struct TraceMetrics {
     pub exported_again_possible: Family<AgainLabels, Counter>,
     /// `spans_held{role}`
     pub held: Family<RoleLabels, Count>,
-    /// `oldest_held_seconds{role}`
-    pub oldest_held_seconds: Family<RoleLabels, Level>,
     /// `traces_decided_total{cause,verdict}`
     pub decided: Family<DecisionLabels, Counter>,
     /// `traces_in_parts_total`: traces of which a second part was exported.
     pub in_parts: Counter,
     /// `traces_forgotten_early_total`: remembered traces forgotten for lack of memory.
     pub forgotten_early: Counter,
-    /// `remembered_seconds`: age of the oldest remembered trace.
-    pub remembered_seconds: Level,
     /// `decide_delay_seconds`: from due to decided.
     pub decide_delay_seconds: Histogram,
 }
@@ -265,23 +261,12 @@ impl TraceMetrics {
                 AgainCause::ALL.iter().map(|&cause| AgainLabels { cause }),
             ),
             held: each(registry, "spans_held", "Spans held now", roles(Role::ALL)),
-            oldest_held_seconds: each(
-                registry,
-                "oldest_held_seconds",
-                "Age of the oldest held span",
-                roles(Role::ALL),
-            ),
             decided: each(registry, "traces_decided", "Traces decided", decisions),
             in_parts: new(registry, "traces_in_parts", "Traces exported in more than one part"),
             forgotten_early: new(
                 registry,
                 "traces_forgotten_early",
                 "Remembered traces that were forgotten for lack of memory",
-            ),
-            remembered_seconds: new(
-                registry,
-                "remembered_seconds",
-                "Age of the oldest remembered trace",
             ),
             decide_delay_seconds: add(
                 registry,
@@ -375,8 +360,6 @@ pub struct MemoryMetrics {
     pub memory_bytes: Count,
     /// `memory_budget_bytes`
     pub memory_budget_bytes: Count,
-    /// `unreplicated_spans`: held here, and on no other node.
-    pub unreplicated_spans: Count,
 }
 
 impl MemoryMetrics {
@@ -384,11 +367,6 @@ impl MemoryMetrics {
         Self {
             memory_bytes: new(registry, "memory_bytes", "Bytes of the memory budget in use"),
             memory_budget_bytes: new(registry, "memory_budget_bytes", "The memory budget"),
-            unreplicated_spans: new(
-                registry,
-                "unreplicated_spans",
-                "Spans that only this node holds",
-            ),
         }
     }
 }

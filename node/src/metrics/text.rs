@@ -82,7 +82,7 @@ mod tests {
         traces_forgotten_early_total traces_decided_total traces_in_parts_total \
         acknowledge_seconds decide_delay_seconds members view_info config_info slots \
         view_changes_total hop_bytes_total peer_round_trip_seconds mesh_refused_total memory_bytes \
-        memory_budget_bytes unreplicated_spans oldest_held_seconds remembered_seconds \
+        memory_budget_bytes \
         certificate_expires_seconds requests_total";
 
     #[test]
