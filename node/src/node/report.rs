@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracemesh_membership::{MemberState, NodeId, PeerInfo, Placement, Update};
+use tracemesh_membership::{Load, MemberState, NodeId, PeerInfo, Placement, Update};
 
 /// How often gauges are set and load is gossiped. Entry nodes look at the gossiped fill levels, so
 /// this is also how stale those may be.
@@ -142,7 +142,8 @@ pub(super) async fn keep(parts: Parts, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let fill = u16::try_from(parts.memory.fill_percent() * 10).unwrap_or(1000);
-        parts.membership.publish(Update { fill: Some(fill), ..Default::default() });
+        let load = Some(last.load(&parts));
+        parts.membership.publish(Update { fill: Some(fill), load, ..Default::default() });
         last.close_gone(&parts);
         last.count_view(&parts);
         last.count_transport(&parts);
@@ -152,6 +153,7 @@ pub(super) async fn keep(parts: Parts, stop: CancellationToken) {
 
 #[derive(Default)]
 struct Last {
+    accepted: u64,
     view_hash: Option<u64>,
     addresses: BTreeSet<SocketAddr>,
     bytes: [u64; 2],
@@ -159,6 +161,18 @@ struct Last {
 }
 
 impl Last {
+    fn load(&mut self, parts: &Parts) -> Load {
+        let (spans, traces_held) = parts.shards.held();
+        let accepted = parts.metrics.route.accepted.get();
+        let since = accepted - std::mem::replace(&mut self.accepted, accepted);
+        let rounds_per_second = (Duration::from_secs(1).as_millis() / EVERY.as_millis()) as u64;
+        Load {
+            spans_per_second: since * rounds_per_second,
+            spans_held: spans.iter().sum(),
+            traces_held,
+        }
+    }
+
     /// Whoever gossip gave up is not talked to any more.
     fn close_gone(&mut self, parts: &Parts) {
         let members = parts.peers.members();
