@@ -5,6 +5,9 @@
 //! restart. A node does not notice: everything else of it is the product's own code, and nothing
 //! here decides what a node would decide.
 
+pub mod history;
 pub mod network;
+pub mod plan;
 pub mod sink;
+pub mod spans;
 pub mod starts;
