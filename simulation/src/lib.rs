@@ -5,9 +5,19 @@
 //! restart. A node does not notice: everything else of it is the product's own code, and nothing
 //! here decides what a node would decide.
 
+pub mod allocator;
+pub mod client;
+pub mod clock;
+pub mod cluster;
+pub mod dice;
+pub mod disk;
+pub mod entropy;
+pub mod events;
 pub mod history;
+pub mod host;
+pub mod link;
+pub mod load;
 pub mod network;
 pub mod plan;
 pub mod sink;
 pub mod spans;
-pub mod starts;

@@ -403,6 +403,25 @@ impl Plan {
         0..self.nodes + self.spare_nodes
     }
 
+    /// The directed links that a partition or a cut pair cuts; none for another fault.
+    pub fn links_cut_by(&self, fault: usize) -> Vec<(NodeNumber, NodeNumber)> {
+        match &self.faults[fault].fault {
+            Fault::Partition { side, cut, .. } => {
+                let others = || self.all_nodes().filter(|node| !side.contains(node));
+                let out =
+                    side.iter().flat_map(|&inside| others().map(move |other| (inside, other)));
+                let into = out.clone().map(|(inside, other)| (other, inside));
+                match cut {
+                    Cut::Both => out.chain(into).collect(),
+                    Cut::Out => out.collect(),
+                    Cut::In => into.collect(),
+                }
+            }
+            &Fault::PairCut { pair: (one, other), .. } => vec![(one, other), (other, one)],
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether every value is possible.
     ///
     /// # Errors
