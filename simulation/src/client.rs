@@ -159,6 +159,7 @@ mod tests {
 
     fn client(repeats: f64) -> Client {
         let options = LoadOptions {
+            from_ms: Millis(0),
             clients: 1,
             requests_per_second: 1.0,
             spans_per_request: 1,

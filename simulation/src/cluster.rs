@@ -15,9 +15,7 @@ use crate::allocator;
 use crate::client::{Act, Client};
 use crate::entropy;
 use crate::events::{self, Events};
-use crate::history::{
-    Answer, Ending, History, Life, Look, RequestNumber, ViewSeen, What,
-};
+use crate::history::{Answer, Ending, History, Life, Look, RequestNumber, ViewSeen, What};
 use crate::host::{AnswerSlot, Host};
 use crate::link::Links;
 use crate::load::Load;

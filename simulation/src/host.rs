@@ -136,7 +136,7 @@ impl Host {
     }
 
     fn start_process(&self, now: Duration, seed: [u8; 32]) -> Result<Process, String> {
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         let clock = runtime.block_on(async { Clock::starting_at(now) });
         let environment = self.environment(&clock, seed);

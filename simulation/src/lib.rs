@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cluster;
 pub mod dice;
 pub mod disk;
+pub mod draw;
 pub mod entropy;
 pub mod events;
 pub mod history;

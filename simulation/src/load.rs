@@ -39,7 +39,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Traces begin until `until`.
+    /// Traces begin from `from_ms` on until `until`.
     pub fn new(seed: u64, options: &LoadOptions, until: Duration) -> Self {
         let spans_per_second =
             options.clients as f64 * options.requests_per_second * options.spans_per_request as f64;
@@ -65,8 +65,10 @@ impl Load {
         if self.options.clients == 0 || self.options.requests_per_second == 0.0 {
             return Vec::new();
         }
-        while self.trace_every * self.next_trace <= now.min(self.until) {
-            self.begin_trace(self.trace_every * self.next_trace);
+        let begin = |trace| self.options.from_ms.duration() + self.trace_every * trace;
+        let begun = (self.next_trace..).map(begin).take_while(|at| *at <= now.min(self.until));
+        for at in begun.collect::<Vec<_>>() {
+            self.begin_trace(at);
         }
         while let Some(head) = self.going_on.first_entry().filter(|head| head.key().0 <= now) {
             let ((_, span), client) = head.remove_entry();
@@ -122,6 +124,7 @@ mod tests {
 
     fn options() -> LoadOptions {
         LoadOptions {
+            from_ms: Millis(0),
             clients: 3,
             requests_per_second: 20.0,
             spans_per_request: 20,
