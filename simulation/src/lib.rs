@@ -3,8 +3,10 @@
 //! What a node is given of the world ([`tracemesh::environment::Environment`]) is replaced, part by
 //! part: [`network`] is the mesh's UDP, [`sink`] is where traces go, [`starts`] is what outlasts a
 //! restart. A node does not notice: everything else of it is the product's own code, and nothing
-//! here decides what a node would decide.
+//! here decides what a node would decide. What came of it is written down ([`history`]) and judged
+//! ([`check`]) from outside.
 
+pub mod check;
 pub mod history;
 pub mod network;
 pub mod plan;
