@@ -152,6 +152,8 @@ fn may_refuse(model: &Model<'_>, node: NodeNumber) -> bool {
         | Fault::Drain { node: other, restart: Some(restart) } => {
             other == node && restart.generation != Generation::New
         }
+        // After its next start its generation is older.
+        Fault::ClockStep { node: other, by_ms } => other == node && by_ms < 0,
         _ => false,
     })
 }

@@ -7,7 +7,7 @@
 
 use super::expected::ExpectedFailure;
 use super::faults::AFTERMATH;
-use super::licence::{self, SETTLE_MAX};
+use super::licence::{self, Licence, SETTLE_MAX};
 use super::model::{Model, OneExport, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
@@ -85,7 +85,7 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         return;
     }
     let in_time = spans.iter().filter_map(|span| {
-        let (first, _) = span.promised.filter(|(first, _)| first.at <= due)?;
+        let (first, _) = span.promised.filter(|(first, _)| first.at < due)?;
         Some((span.kept?, first))
     });
     let parts: BTreeSet<usize> = in_time.clone().map(|(kept, _)| kept).collect();
@@ -97,10 +97,15 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     let (one, two) = (&model.exports[*first], &model.exports[*last]);
     let parts_excuse =
         || licence::excuse_parts(model, trace.number, in_time.map(|span| span.1), due);
-    if let Some(licence) = licence::excuse(model, one, two).or_else(parts_excuse) {
+    let moved = moved(model, trace);
+    // An attempt without an answer is made again with the same spans: whatever was there is in it,
+    // unless somebody else made it.
+    let excuse = licence::excuse(model, one, two)
+        .filter(|licence| *licence != Licence::AttemptUnanswered || moved);
+    if let Some(licence) = excuse.or_else(parts_excuse) {
         return verdict.license(licence);
     }
-    let expected = moved(model, trace).then_some(ExpectedFailure::SplitAroundViewChange);
+    let expected = moved.then_some(ExpectedFailure::SplitAroundViewChange);
     let text = format!(
         "came out in {} attempts, at {} of node-{} and last at {} of node-{}, though all of it \
          was acknowledged before it was due",

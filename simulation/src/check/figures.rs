@@ -134,9 +134,22 @@ fn sum(model: &Model<'_>, verdict: &mut Verdict) {
     }
 }
 
+/// Whether the plan has clients send more than nodes have memory for: what is held at once, in two
+/// copies, with twice its bytes for keys and tables, takes more than half of the budget.
+fn is_too_much(model: &Model<'_>) -> bool {
+    let (load, cluster) = (&model.history.plan.load, &model.history.plan.cluster);
+    let spans_a_second =
+        load.clients as f64 * load.requests_per_second * load.spans_per_request as f64;
+    let by_root = (load.spread_ms.0 + cluster.root_delay_ms.0) as f64;
+    let held_ms = by_root.min(cluster.age_max_ms.0 as f64) * (1.0 - load.rootless)
+        + cluster.age_max_ms.0 as f64 * load.rootless;
+    let held_bytes = spans_a_second * held_ms / 1000.0 * (load.span_bytes + 100) as f64 * 4.0;
+    held_bytes / model.history.plan.nodes as f64 > cluster.memory_bytes as f64 / 2.0
+}
+
 /// Refusing everything loses nothing, so a run counts only if most was taken.
 fn goodput(model: &Model<'_>, verdict: &mut Verdict) {
-    if model.faults.overload() {
+    if model.faults.overload() || is_too_much(model) {
         return;
     }
     let last = model.history.ended_at;

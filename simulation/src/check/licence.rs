@@ -199,9 +199,11 @@ fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -> bool {
 
 fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
     let lost = model.faults.lossy(one.at, Millis(one.at.0 + DONE_WITHIN));
+    // Whoever leaves in an orderly way tells what is done before it goes.
     let window = if lost { DONE_LOST_WITHIN } else { DONE_WITHIN };
     let end = Millis((one.at.0 + window).min(until.0));
-    let ended = model.lives.ends(one.at, end).any(|(node, _, _)| node == one.node);
+    let mut ends = model.lives.ends(one.at, end);
+    let ended = ends.any(|(node, _, end)| node == one.node && !end.is_orderly());
     let dropped = || {
         let dropped = model.dropped.iter().filter(|dropped| dropped.member == one.node);
         dropped.into_iter().any(|dropped| (one.at..=until).contains(&dropped.at))

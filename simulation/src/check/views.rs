@@ -5,6 +5,7 @@
 //! invariant: a view here is a set of members with incarnations, weight 1 and the plan's zones,
 //! so sets that are equal have the same holders, whoever had them.
 
+use super::licence::DETECT_MAX;
 use super::lives::Lives;
 use crate::history::{Entry, History, Life, ViewSeen, What};
 use crate::plan::{Millis, NodeNumber, Plan, node_id};
@@ -37,7 +38,8 @@ pub(super) struct Change {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dropped {
     pub(super) at: Millis,
-    /// When the observer had it in its view again, or ended; otherwise the end of time.
+    /// When the observer had it in its view again, or one of both ended or left; otherwise the end
+    /// of time.
     pub(super) until: Millis,
     pub(super) member: NodeNumber,
     /// The observer's view before.
@@ -193,8 +195,10 @@ impl Views {
             let gone = self.set(before) & !self.set(after);
             for member in lives.nodes().filter(|node| gone & 1 << node != 0) {
                 let Some(life) = lives.at(member, change.at) else { continue };
-                // One that began again meanwhile is dropped for its former life.
-                let is_former = life.ready.is_none_or(|ready| ready >= change.at);
+                let is_first =
+                    lives.of(member).first().is_some_and(|one| one.started == life.started);
+                // One that began again a moment ago is dropped for its former life.
+                let is_former = !is_first && change.at.0 - life.started.0 < DETECT_MAX;
                 if is_former || life.draining.is_some_and(|draining| draining <= change.at) {
                     continue;
                 }
@@ -203,7 +207,9 @@ impl Views {
                     let has_it = |view| self.set(view) & 1 << member != 0;
                     later.node == change.node && later.after.is_none_or(has_it)
                 });
-                let until = back.map_or(Millis(u64::MAX), |back| back.at);
+                let ended = life.draining.into_iter().chain(life.ended.map(|(at, _)| at)).min();
+                let until = back.map(|back| back.at).into_iter().chain(ended).min();
+                let until = until.unwrap_or(Millis(u64::MAX));
                 dropped.push(Dropped { at: change.at, until, member, before });
             }
         }
