@@ -25,6 +25,7 @@ use crate::spans;
 use anyhow::Context;
 use bytes::Bytes;
 use faults::Schedule;
+use std::cell::Cell;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -72,6 +73,16 @@ pub fn run(plan: Plan, watching: Watching) -> anyhow::Result<Outcome> {
         Ok(outcome) => outcome,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+thread_local! {
+    /// The time of the step that the cluster of this thread is in.
+    static PRESENT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The virtual time of the simulation that runs in this thread, to within a step; zero elsewhere.
+pub fn present() -> Duration {
+    PRESENT.get()
 }
 
 /// A send of a client that is under way.
@@ -180,6 +191,7 @@ impl Cluster {
 
     /// One step.
     fn advance(&mut self) {
+        PRESENT.set(self.now);
         self.apply_faults();
         self.offer();
         self.hear_answers();

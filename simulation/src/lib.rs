@@ -1,14 +1,20 @@
 //! Real nodes in one process, in a world that is held in memory.
 //!
 //! What a node is given of the world ([`tracemesh::environment::Environment`]) is replaced, part by
-//! part: [`network`] is the mesh's UDP, [`sink`] is where traces go, [`starts`] is what outlasts a
-//! restart. A node does not notice: everything else of it is the product's own code, and nothing
-//! here decides what a node would decide.
+//! part: [`network`] is the mesh's UDP, [`clock`] the wall clock, [`entropy`] the system's
+//! randomness, [`sink`] where traces go, [`disk`] what outlasts a restart. A node does not notice:
+//! everything else of it is the product's own code, and nothing here decides what a node would
+//! decide.
+//!
+//! A seed is drawn into a [`plan`]; a [`cluster`] makes it happen and writes a [`history`]; the
+//! [`check`] reads the history and judges. [`command`] is what people type.
 
 pub mod allocator;
+pub mod check;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod command;
 pub mod dice;
 pub mod disk;
 pub mod draw;
@@ -20,5 +26,7 @@ pub mod link;
 pub mod load;
 pub mod network;
 pub mod plan;
+pub mod report;
 pub mod sink;
 pub mod spans;
+pub mod swarm;

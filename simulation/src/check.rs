@@ -1,0 +1,267 @@
+//! The model and its checks: whether what was seen in a simulation is what was promised.
+//!
+//! A check reads a [`History`] and nothing else. It shares no code with the node but placement (who
+//! holds a slot is by definition what placement says) and the ids of spans, so it cannot repeat the
+//! node's mistakes. What PROTOCOL's invariants except is a [`Licence`]: computed from the history,
+//! counted, and bounded. What cannot hold before hand-over exists is an [`ExpectedFailure`], listed
+//! in one place with its reason. Everything else is a [`Finding`] that makes a run red.
+//!
+//! The invariant: a verdict is a pure function of the history. It is bounded: of each kind of
+//! finding [`FINDINGS_MAX`] are told, and the others counted.
+//!
+//! # What was seen to make each check fail
+//!
+//! A check that cannot fail is a defect. Each was made to fail by a history with one planted fault
+//! (`check/tests`), named here:
+//!
+//! | invariant | planted fault |
+//! |---|---|
+//! | `no_acknowledged_span_lost` | an accepted span never comes out, though one holder lives |
+//! | `exported_together` | a trace comes out in two attempts, though all was accepted before |
+//! | `no_span_twice` | a second sink keeps the same spans, though the first acknowledged them |
+//! | `one_verdict_per_trace` | a late mark on the first export; none on a later one; sampling |
+//! | `owner_exports` | an export by a node that is no owner in any view that it had |
+//! | `views_converge` | a node that lacks another in its view; a view that changes in a calm cluster |
+//! | `memory_within_budget` | a peak of half as much again as the budget and its extra |
+//! | `counters_add_up` | one more span counted as accepted, as exported, or as held than there was |
+//! | `everything_ends` | spans held at the end; a request neither told nor given up |
+//! | `placement_minimal` | a table that moves slots between survivors |
+//! | `goodput_floor` | two of a hundred spans given up in a cluster without a fault |
+//! | `nothing_impossible` | a panic; a refusal for good; a span that nobody offered; a failed start |
+//! | a licence used too often | more traces excused by one licence than its bound |
+//!
+//! # What these checks do not see
+//!
+//! Spans that are sampled out have no entry in a history yet, so that a trace has one verdict is
+//! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled, is
+//! inferred from the faults at work, not seen. A loss is told apart from spans that are held at the
+//! end by counts only, unless all holders are gone.
+
+mod converge;
+mod ending;
+mod expected;
+mod exports;
+mod faults;
+mod figures;
+mod licence;
+mod lives;
+mod loss;
+mod model;
+mod placing;
+mod sometimes;
+mod story;
+mod views;
+
+pub use ending::pending;
+pub use expected::{Expectation, ExpectedFailure, OCCASIONS_MIN, Swarm};
+pub use licence::Licence;
+
+use crate::history::History;
+use crate::plan::{Millis, NodeNumber};
+use model::Model;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Findings of one kind that are told with their story; the rest is counted.
+pub const FINDINGS_MAX: usize = 20;
+
+/// What must hold in every simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Invariant {
+    /// Each span of an accepted request comes out of a sink, or is a dead letter, or is held.
+    NoAcknowledgedSpanLost,
+    /// What was acknowledged before a trace was due comes out in one attempt.
+    ExportedTogether,
+    /// No sink keeps a span that a sink has acknowledged already.
+    NoSpanTwice,
+    /// What is late says so, and nothing else does; nothing is sampled out that is exported.
+    OneVerdictPerTrace,
+    /// Only who believes to be the owner exports.
+    OwnerExports,
+    /// Soon after healing everybody has the same view, of those that live.
+    ViewsConverge,
+    /// No node allocates much more than its budget.
+    MemoryWithinBudget,
+    /// What nodes count is what clients were told and what sinks got.
+    CountersAddUp,
+    /// After healing nothing is held, and no client waits.
+    EverythingEnds,
+    /// A change of one member moves one copy of a slot's traces, and no slot in vain.
+    PlacementMinimal,
+    /// Without overload at least 99 % of the spans are acknowledged.
+    GoodputFloor,
+    /// No panic, no refusal of a good request, no span from nowhere, no failed start.
+    NothingImpossible,
+}
+
+impl Invariant {
+    /// Every invariant.
+    pub const ALL: [Self; 12] = [
+        Self::NoAcknowledgedSpanLost,
+        Self::ExportedTogether,
+        Self::NoSpanTwice,
+        Self::OneVerdictPerTrace,
+        Self::OwnerExports,
+        Self::ViewsConverge,
+        Self::MemoryWithinBudget,
+        Self::CountersAddUp,
+        Self::EverythingEnds,
+        Self::PlacementMinimal,
+        Self::GoodputFloor,
+        Self::NothingImpossible,
+    ];
+
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoAcknowledgedSpanLost => "no_acknowledged_span_lost",
+            Self::ExportedTogether => "exported_together",
+            Self::NoSpanTwice => "no_span_twice",
+            Self::OneVerdictPerTrace => "one_verdict_per_trace",
+            Self::OwnerExports => "owner_exports",
+            Self::ViewsConverge => "views_converge",
+            Self::MemoryWithinBudget => "memory_within_budget",
+            Self::CountersAddUp => "counters_add_up",
+            Self::EverythingEnds => "everything_ends",
+            Self::PlacementMinimal => "placement_minimal",
+            Self::GoodputFloor => "goodput_floor",
+            Self::NothingImpossible => "nothing_impossible",
+        }
+    }
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An invariant did not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Which.
+    pub invariant: Invariant,
+    /// As what it was expected, if it was; then it does not make the run red.
+    pub expected: Option<ExpectedFailure>,
+    /// When.
+    pub at: Millis,
+    /// The number of the trace, if it is about one.
+    pub trace: Option<u32>,
+    /// The nodes that it is about.
+    pub nodes: Vec<NodeNumber>,
+    /// What is wrong, in a sentence.
+    pub text: String,
+    /// Who held it, when each died, which view each node had.
+    pub story: Vec<String>,
+}
+
+/// What was found in one history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Of which simulation.
+    pub seed: u64,
+    /// What did not hold: the first [`FINDINGS_MAX`] of each kind.
+    pub findings: Vec<Finding>,
+    /// How often each invariant did not hold, unexpectedly.
+    pub unexpected: BTreeMap<Invariant, u64>,
+    /// How often each expected failure was seen.
+    pub expected: BTreeMap<ExpectedFailure, u64>,
+    /// How often it could have been seen.
+    pub occasions: BTreeMap<ExpectedFailure, u64>,
+    /// Traces that each licence excused.
+    pub licensed: BTreeMap<Licence, u64>,
+    /// Paths of recovery that were taken, by name, and how often.
+    pub sometimes: BTreeMap<String, u64>,
+    /// Spans in numbers.
+    pub totals: Totals,
+}
+
+/// Distinct spans, and traces, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Spans that clients had.
+    pub offered: u64,
+    /// Of these, in an accepted request.
+    pub acknowledged: u64,
+    /// Spans that a sink has.
+    pub exported: u64,
+    /// Acknowledged, in no sink, but in a dead letter.
+    pub refused: u64,
+    /// Acknowledged, but neither exported nor refused nor held at the end.
+    pub lost: u64,
+    /// Acknowledged and perhaps still held at the end.
+    pub held: u64,
+    /// Kept by a sink more than once.
+    pub twice: u64,
+    /// Traces.
+    pub traces: u64,
+    /// Of these, exported in more than one part though all was there.
+    pub in_parts: u64,
+}
+
+impl Verdict {
+    /// Whether everything held, but for what was licensed or expected.
+    pub fn is_green(&self) -> bool {
+        self.unexpected.is_empty()
+    }
+
+    fn add(&mut self, finding: Finding) {
+        let (invariant, expected) = (finding.invariant, finding.expected);
+        let count = match expected {
+            Some(expected) => self.expected.entry(expected).or_default(),
+            None => self.unexpected.entry(invariant).or_default(),
+        };
+        *count += 1;
+        if *count <= FINDINGS_MAX as u64 {
+            self.findings.push(finding);
+        }
+    }
+
+    /// Whether another finding of this kind would be told, so that its story is worth writing.
+    fn tells(&self, invariant: Invariant, expected: Option<ExpectedFailure>) -> bool {
+        let count = match expected {
+            Some(expected) => self.expected.get(&expected),
+            None => self.unexpected.get(&invariant),
+        };
+        count.is_none_or(|count| *count < FINDINGS_MAX as u64)
+    }
+
+    fn license(&mut self, licence: Licence) {
+        *self.licensed.entry(licence).or_default() += 1;
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", clock(self.at), self.invariant, self.text)?;
+        if let Some(expected) = self.expected {
+            write!(f, " (expected: {expected})")?;
+        }
+        self.story.iter().try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
+/// Judges a history.
+pub fn check(history: &History) -> Verdict {
+    let model = Model::new(history);
+    let mut verdict = Verdict { seed: history.plan.seed, ..Default::default() };
+    loss::check(&model, &mut verdict);
+    exports::check(&model, &mut verdict);
+    licence::check(&model, &mut verdict);
+    converge::check(&model, &mut verdict);
+    ending::check(&model, &mut verdict);
+    placing::check(&model, &mut verdict);
+    figures::check(&model, &mut verdict);
+    verdict.sometimes = sometimes::count(&model);
+    verdict
+}
+
+/// A moment in seconds.
+fn clock(at: Millis) -> String {
+    format!("{}.{:03} s", at.0 / 1000, at.0 % 1000)
+}
+
+#[cfg(test)]
+mod tests;
