@@ -23,6 +23,7 @@ mod stand_still;
 mod starts;
 mod turns;
 mod twin;
+mod unnoticed;
 mod view;
 
 pub use keys::{Agreement, Load, Published};

@@ -20,6 +20,7 @@ pub use crate::belief::PeerInfo;
 use crate::belief::{Beliefs, Sighting};
 use crate::keys::{Load, Published};
 use crate::twin::{Advice, Myself, Twins};
+use crate::unnoticed::Unnoticed;
 use crate::view::{Incarnation, MemberState, NodeId, View, ViewMember};
 
 /// A view that did not change for so long is stable: three rounds of gossip.
@@ -114,6 +115,7 @@ pub(crate) struct Member {
     says: Published,
     beliefs: Beliefs,
     twins: Twins,
+    unnoticed: Unnoticed,
     joining: Joining,
     view: Arc<View>,
     refused: Option<Ended>,
@@ -154,6 +156,7 @@ impl Member {
             says,
             beliefs: Beliefs::default(),
             twins: Twins::default(),
+            unnoticed: Unnoticed::default(),
             joining,
             view: Arc::default(),
             refused: None,
@@ -264,7 +267,20 @@ impl Member {
             }
         }
         self.renew_view();
+        if self.says.state == MemberState::Active && self.is_unnoticed(now) {
+            return Step::StartAbove(self.generation);
+        }
         Step::Continue
+    }
+
+    /// Whether no active member has had this node's view for so long that it takes it for dead.
+    fn is_unnoticed(&mut self, now: Instant) -> bool {
+        let peers = self.beliefs.peers().values().filter(|peer| peer.alive);
+        let published = peers.map(|peer| &peer.published);
+        let active = published.filter(|says| says.state == MemberState::Active);
+        // Who has just come has published no view yet.
+        let views = active.map(|says| says.view_hash).filter(|hash| *hash != 0);
+        self.unnoticed.on_views(now, self.says.view_hash, views)
     }
 
     /// The first member that this node, while joining, disagrees with. Of two joining ones the

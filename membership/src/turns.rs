@@ -147,7 +147,10 @@ impl Turns {
                 }
             }
             Ok(Step::StartAbove(generation)) => {
-                tracing::warn!(generation, "a former self is ahead: gossip starts above it");
+                tracing::warn!(
+                    generation,
+                    "a former self is in the way: gossip starts again as a newer life"
+                );
                 self.stop_gossip().await;
                 self.raise_generation(generation);
                 self.start_gossip(now).await;

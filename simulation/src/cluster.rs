@@ -20,7 +20,8 @@ use crate::host::{AnswerSlot, Host};
 use crate::link::Links;
 use crate::load::Load;
 use crate::network::Network;
-use crate::plan::{Fault, LinkOptions, Millis, NodeNumber, Plan};
+use crate::plan::{Fault, LinkOptions, Millis, NodeNumber, Plan, Timed};
+use crate::sink::Arrival;
 use crate::spans;
 use anyhow::Context;
 use bytes::Bytes;
@@ -130,9 +131,8 @@ impl Cluster {
         let hosts = plan.all_nodes().map(|number| {
             let directory = data.path().join(format!("{number}"));
             let replicas = plan.cluster.replicas;
-            let disagrees = |timed: &crate::plan::Timed| {
-                matches!(timed.fault, Fault::Disagree { node } if node == number)
-            };
+            let disagrees =
+                |timed: &Timed| matches!(timed.fault, Fault::Disagree { node } if node == number);
             let differs = plan.faults.iter().any(disagrees);
             let replicas = if differs { 1 - replicas } else { replicas };
             Host::new(&plan, number, network.clone(), &directory, replicas)
@@ -302,15 +302,9 @@ impl Cluster {
 
     /// Looks at a node from outside: did it end, what does it believe, what did its sink get.
     fn look(&mut self, node: NodeNumber) {
-        for arrival in self.hosts[node].sink().take_arrivals() {
-            let crate::sink::Arrival { at, spans, late, kept, said, heard_at } = arrival;
-            let words = [2, node as u64, spans.len() as u64, u64::from(spans[0].trace)];
-            let text = format_args!("{node} exports {spans:?}: {said:?}");
-            lock(&self.events).add(at, &words, text);
-            let heard_at = heard_at.into();
-            let what = What::Export { node, spans, late, kept, said, heard_at };
-            self.history.add(at.into(), what);
-        }
+        self.look_at_views(node);
+        // After the views, because who exports may just have become the owner.
+        self.look_at_exports(node);
         if let Some(ended) = self.hosts[node].ended() {
             let ending = match ended {
                 Ok(End::Drained) => Ending::Drained,
@@ -323,6 +317,9 @@ impl Cluster {
             self.note(What::Life { node, event: Life::Ended(ending) });
             self.schedule.ended(node, self.now);
         }
+    }
+
+    fn look_at_views(&mut self, node: NodeNumber) {
         let Some(observer) = self.hosts[node].observer() else { return };
         if !observer.has_changed() {
             return;
@@ -336,6 +333,18 @@ impl Cluster {
             self.lives[node].ready = true;
             self.lives[node].memory_at_ready = allocator::mark(node);
             self.note(What::Life { node, event: Life::Ready });
+        }
+    }
+
+    fn look_at_exports(&mut self, node: NodeNumber) {
+        for arrival in self.hosts[node].sink().take_arrivals() {
+            let Arrival { spans, late, kept, said, heard_at } = arrival;
+            let words = [2, node as u64, spans.len() as u64, u64::from(spans[0].trace)];
+            let text = format_args!("{node} exports {spans:?}: {said:?}");
+            lock(&self.events).add(self.now, &words, text);
+            let heard_at = heard_at.into();
+            let what = What::Export { node, spans, late, kept, said, heard_at };
+            self.history.add(self.now.into(), what);
         }
     }
 

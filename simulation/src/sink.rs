@@ -30,8 +30,6 @@ const ANSWER_AFTER: Duration = Duration::from_millis(4);
 /// Something that reached the sink.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arrival {
-    /// When.
-    pub at: Duration,
     /// Spans of one trace.
     pub spans: Vec<SpanNumber>,
     /// Whether they are marked as late.
@@ -63,6 +61,7 @@ struct State {
 }
 
 /// What a sink does with one attempt.
+#[derive(Clone, Copy)]
 struct Fate {
     kept: bool,
     said: SinkSaid,
@@ -142,9 +141,9 @@ impl SimulatedSink {
         let fate = state.fate(self.disk.is_full());
         match spans::exported(self.seed, attempt) {
             Ok((spans, late)) => {
-                let (at, Fate { kept, said, after }) = (state.now, &fate);
-                let (kept, said, heard_at) = (*kept, *said, at + *after);
-                state.arrivals.push(Arrival { at, spans, late, kept, said, heard_at });
+                let Fate { kept, said, after } = fate;
+                let heard_at = state.now + after;
+                state.arrivals.push(Arrival { spans, late, kept, said, heard_at });
             }
             Err(error) => {
                 state.complaint.get_or_insert_with(|| error.to_string());

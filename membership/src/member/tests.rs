@@ -266,3 +266,13 @@ fn news_change_what_is_said_and_nothing_else() {
     let expected = Published { fill: 1, load, settled: 4, config_hash: 5, ..before };
     assert_eq!(*life.member.says(), expected);
 }
+
+#[test]
+fn a_member_that_nobody_has_in_view_starts_gossip_again_as_a_newer_life() {
+    let mut life = Life::active();
+    let with_view =
+        |hash| ["a", "b"].map(|id| changed(sighting(id, 1), |says| says.view_hash = hash));
+    let mine = life.member.view().hash();
+    assert_eq!(life.hear_for(ALONE_AFTER * 3, &with_view(mine)), Step::Continue);
+    assert_eq!(life.hear_for(ALONE_AFTER * 3, &with_view(!mine)), Step::StartAbove(10));
+}
