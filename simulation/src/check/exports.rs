@@ -12,7 +12,7 @@ use super::model::{Model, OneExport, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
 use crate::plan::{Fault, Millis, NodeNumber};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// PROTOCOL's `ATTEMPT_MAX`, and a turn: an export is reported at its end, and who began it may be
 /// no owner any more.
@@ -103,7 +103,7 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     let excuse = licence::excuse(model, one, two)
         .filter(|licence| *licence != Licence::AttemptUnanswered || moved);
     if let Some(licence) = excuse.or_else(parts_excuse) {
-        return verdict.license(licence);
+        return verdict.license(model, licence, trace.number, two.at);
     }
     let expected = moved.then_some(ExpectedFailure::SplitAroundViewChange);
     let text = format!(
@@ -139,11 +139,11 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     }
     verdict.totals.twice += again.iter().filter(|again| **again).count() as u64;
     let slot = model.views.slot(trace.number);
-    let mut licences = BTreeSet::new();
+    let mut licences = BTreeMap::new();
     for (earlier, export) in pairs {
         let (one, two) = (&model.exports[earlier], &model.exports[export]);
         if let Some(licence) = licence::excuse(model, one, two) {
-            licences.insert(licence);
+            licences.entry(licence).or_insert(two.at);
             continue;
         }
         let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), two.at);
@@ -159,7 +159,9 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         let about = (two.at, vec![one.node, two.node], text);
         add(model, verdict, trace, (Invariant::NoSpanTwice, expected), about);
     }
-    licences.into_iter().for_each(|licence| verdict.license(licence));
+    for (licence, at) in licences {
+        verdict.license(model, licence, trace.number, at);
+    }
 }
 
 /// Late spans follow a verdict, and say so: the first export is not late, and what a node exports

@@ -67,14 +67,14 @@ fn tell(
     fate: Fate,
     count: u64,
 ) {
+    let Some((_, last)) = span.promised else { return };
     let (expected, gone) = match fate {
-        Fate::Licensed(licence) => return verdict.license(licence),
+        Fate::Licensed(licence) => return verdict.license(model, licence, trace.number, last.at),
         Fate::Expected(expected) => (Some(expected), "too many"),
         Fate::Kept(0) => (None, "none"),
         Fate::Kept(1) => (None, "one"),
         Fate::Kept(_) => (None, "too few"),
     };
-    let Some((_, last)) = span.promised else { return };
     let invariant = Invariant::NoAcknowledgedSpanLost;
     let is_told = verdict.tells(invariant, expected);
     verdict.add(Finding {
