@@ -100,7 +100,8 @@ fn counters_of(model: &Model<'_>, node: NodeNumber, look: &Look, verdict: &mut V
 }
 
 /// With stable views, no re-route, no failed request and no restart, over the cluster: accepted =
-/// exported + sampled out + dropped + redelivered + held as owner, up to repaired more on the right.
+/// exported + sampled out + dropped + redelivered + held as owner, up to repaired more on the
+/// right.
 fn sum(model: &Model<'_>, verdict: &mut Verdict) {
     let first = model.requests.values().filter_map(|request| request.sent.first()).min();
     let failed = |request: &OneRequest| {

@@ -1,7 +1,8 @@
 //! `no_acknowledged_span_lost`: what a client was told is held comes out.
 //!
 //! For each acknowledged span that no sink has and that is no dead letter, the promises that were
-//! made about it are weighed: who had to hold it by the entry node's view, and who of these is gone.
+//! made about it are weighed: who had to hold it by the entry node's view, and who of these is
+//! gone.
 //! The invariant: at most one holder gone is never an excuse, whatever else went wrong in the
 //! cluster meanwhile. Spans that somebody may still hold at the end are pending, not lost.
 
