@@ -101,7 +101,7 @@ pub struct Node {
     pub memory_bytes: u64,
 }
 
-/// `listen`; a port of 0 lets the system choose.
+/// `listen`; a port of 0 lets the system choose. Without an address, TCP is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// OTLP over gRPC.
@@ -111,7 +111,7 @@ pub struct Listen {
     /// The mesh, over UDP.
     pub mesh: SocketAddr,
     /// Console and metrics.
-    pub console: SocketAddr,
+    pub console: Vec<SocketAddr>,
 }
 
 /// `ingest`.

@@ -6,16 +6,18 @@
 //! the stage that started first; the others hold handles.
 
 mod data_directory;
+mod observer;
 mod report;
 mod settings;
 
 pub use data_directory::DataDirectoryError;
+pub use observer::Observer;
 
 use crate::assemble::Shards;
 use crate::config::{self, Config};
 use crate::console;
 use crate::environment::{BindMesh, Environment, WallClock};
-use crate::ingest::{self, Admission, InFlight, Listeners};
+use crate::ingest::{Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
 use crate::memory::Memory;
 use crate::mesh::{self, Peers};
@@ -23,7 +25,6 @@ use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
-use crate::status::Status;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
@@ -110,7 +111,7 @@ pub struct Addresses {
     /// The mesh, over UDP.
     pub mesh: SocketAddr,
     /// Console and metrics.
-    pub console: SocketAddr,
+    pub console: Vec<SocketAddr>,
 }
 
 /// What the stages of a running node share.
@@ -142,6 +143,7 @@ pub struct Node {
     handlers: watch::Sender<mesh::Handlers>,
     drain: config::Drain,
     tasks: Tasks,
+    registry: Arc<Registry>,
     workers: Option<Workers>,
     _directory: DataDirectory,
 }
@@ -150,7 +152,7 @@ pub struct Node {
 struct Taken {
     directory: DataDirectory,
     ingest: Listeners,
-    console: Listener,
+    consoles: Vec<Listener>,
     socket: Arc<dyn AsyncUdpSocket>,
 }
 
@@ -174,7 +176,7 @@ impl Node {
             grpc: taken.ingest.grpc_addresses(),
             http: taken.ingest.http_addresses(),
             mesh: transport.local_address(),
-            console: taken.console.address(),
+            console: taken.consoles.iter().map(Listener::address).collect(),
         };
         let advertised = advertised(config, addresses.mesh).await?;
         let dead_letters = taken.directory.dead_letters();
@@ -218,7 +220,8 @@ impl Node {
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
-        start_console(taken.console, meters.registry, &parts, &tasks);
+        let registry = Arc::new(meters.registry);
+        start_consoles(taken.consoles, &registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
             addresses,
@@ -229,6 +232,7 @@ impl Node {
             handlers,
             drain: config.drain.clone(),
             tasks,
+            registry,
             workers,
             _directory: taken.directory,
         })
@@ -240,13 +244,14 @@ impl Node {
     }
 
     /// The way in that both protocol servers use.
-    pub fn export(&self) -> impl ingest::Export + use<> {
+    pub fn export(&self) -> Router {
         self.router.clone()
     }
 
-    /// Says what it says of itself, at any time while it runs.
-    pub fn reporter(&self) -> impl Fn() -> Status + Send + Sync + use<> {
-        report::reporter(&self.parts)
+    /// A look at it from beside.
+    pub fn observer(&self) -> Observer {
+        let Parts { membership, shards, .. } = &self.parts;
+        Observer::new(membership, shards.clone(), Arc::clone(&self.registry))
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -368,10 +373,14 @@ async fn take(config: &Config, bind_mesh: Box<BindMesh>) -> Result<Taken, StartE
     if config.sinks.len() > SinkSet::SINKS_MAX as usize {
         return Err(StartError::Sinks(config.sinks.len()));
     }
+    let mut consoles = Vec::new();
+    for &address in &config.listen.console {
+        consoles.push(Listener::bind("listen.console", address).await?);
+    }
     Ok(Taken {
         directory: DataDirectory::open(&config.node.data_dir)?,
         ingest: Listeners::bind(ingest_settings(config)).await?,
-        console: Listener::bind("listen.console", config.listen.console).await?,
+        consoles,
         socket: bind_mesh(config.listen.mesh)?,
     })
 }
@@ -436,10 +445,18 @@ fn start_ingest(
     (admission, close)
 }
 
-fn start_console(listener: Listener, registry: Registry, parts: &Parts, tasks: &Tasks) {
-    let source =
-        console::Source { status: Arc::new(report::reporter(parts)), registry: Arc::new(registry) };
-    tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
+fn start_consoles(
+    listeners: Vec<Listener>,
+    registry: &Arc<Registry>,
+    parts: &Parts,
+    tasks: &Tasks,
+) {
+    let status: Arc<_> = Arc::new(report::reporter(parts));
+    for listener in listeners {
+        let (status, registry) = (status.clone(), Arc::clone(registry));
+        let source = console::Source { status, registry };
+        tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
+    }
 }
 
 /// The address that others reach this node at.

@@ -92,6 +92,8 @@ pub enum What {
         kept: bool,
         /// What it said.
         said: SinkSaid,
+        /// When the node hears that, if it still lives.
+        heard_at: Millis,
     },
     /// A node began or ended a part of its life.
     Life {

@@ -1,44 +1,74 @@
 //! UDP in memory: what the mesh's sockets are bound on in place of the machine's network.
 //!
-//! A datagram is in the inbox of its target as soon as it is sent, in order. What a real network
-//! loses without a word is lost here too: a datagram to an address where nobody is bound, one over
-//! [`DATAGRAM_BYTES_MAX`] (nothing is ever fragmented), and one for an inbox that is full
-//! ([`INBOX_DATAGRAMS_MAX`]). Sending never waits and never fails.
+//! A datagram waits in the inbox of its target until it arrives, by the rules of [`Links`]. What a
+//! real network loses without a word is lost here too: a datagram to an address where nobody is
+//! bound, and one for an inbox that is full ([`INBOX_DATAGRAMS_MAX`]). Sending never waits and never
+//! fails.
 //!
-//! The invariant: an inbox with a waiting receiver is empty. Whoever puts something in takes the
-//! receiver out and wakes it, once for a whole batch and never while the lock is held.
+//! The invariant: arrivals are ordered by (time, sequence), whoever sent them, so the same sends are
+//! always received alike. A receiver waits on one timer for the head of its inbox; what comes before
+//! that is announced by [`Network::announce`] at the begin of each turn of its host, because the
+//! sender is another runtime.
 //!
 //! The network owns the inboxes; a socket only knows its address, and takes its inbox along when it
-//! is dropped.
+//! is dropped. What the network keeps is on the world's account.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use crate::allocator::charge;
+use crate::clock::Clock;
+use crate::events::Events;
+use crate::link::Links;
+use crate::plan::NodeNumber;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::time::Sleep;
 use tracemesh_transport::{AsyncUdpSocket, BindError, UdpPoller, udp};
 
-/// What Ethernet carries, less the headers of IPv4 and UDP.
-pub const DATAGRAM_BYTES_MAX: usize = 1500 - 20 - 8;
-
-/// 4 MiB of the largest datagrams, the buffer that a node asks the kernel for.
-pub const INBOX_DATAGRAMS_MAX: usize = (4 << 20) / DATAGRAM_BYTES_MAX;
+/// 4 MiB of what Ethernet carries, the buffer that a node asks the kernel for.
+pub const INBOX_DATAGRAMS_MAX: usize = (4 << 20) / 1472;
 
 /// Datagrams that a socket takes at once, as many as kernels with segmentation offload are given.
 const BATCH_SEGMENTS_MAX: usize = 10;
 
-/// A network of sockets in this process; clones are the same network.
-#[derive(Clone, Default)]
-pub struct Network {
-    inboxes: Arc<Mutex<BTreeMap<SocketAddr, Inbox>>>,
+/// The port of every node's mesh listener.
+const PORT: u16 = 4319;
+
+/// Where a node's mesh listener is.
+pub fn address(node: NodeNumber) -> SocketAddr {
+    let number = u16::try_from(node + 1).unwrap_or(u16::MAX).to_be_bytes();
+    SocketAddr::from(([127, 0, number[0], number[1]], PORT))
 }
 
-#[derive(Default)]
+fn node_at(address: SocketAddr) -> Option<NodeNumber> {
+    let SocketAddr::V4(address) = address else { return None };
+    let [127, 0, high, low] = address.ip().octets() else { return None };
+    usize::from(u16::from_be_bytes([high, low])).checked_sub(1)
+}
+
+/// A network of sockets in this process; clones are the same network.
+#[derive(Clone)]
+pub struct Network {
+    state: Arc<Mutex<State>>,
+    events: Arc<Mutex<Events>>,
+}
+
+struct State {
+    links: Links,
+    inboxes: Vec<Option<Inbox>>,
+    sent: u64,
+    binds: u64,
+}
+
 struct Inbox {
-    datagrams: VecDeque<Datagram>,
+    /// Tells this socket from an earlier one at the same address.
+    bind: u64,
+    /// By arrival and sequence.
+    datagrams: BTreeMap<(Duration, u64), Datagram>,
     receiver: Option<Waker>,
 }
 
@@ -49,54 +79,104 @@ struct Datagram {
 }
 
 impl Network {
-    /// A network to which nobody is bound.
-    pub fn new() -> Self {
-        Self::default()
+    /// A network to which nobody is bound, for so many nodes.
+    pub fn new(node_count: usize, links: Links, events: Arc<Mutex<Events>>) -> Self {
+        let mut inboxes = Vec::new();
+        inboxes.resize_with(node_count, || None);
+        let state = State { links, inboxes, sent: 0, binds: 0 };
+        Self { state: Arc::new(Mutex::new(state)), events }
     }
 
-    /// Binds exactly `address`; it means nothing outside of this network, and a port of 0 is not
-    /// replaced. Dropping the socket frees the address.
+    /// Binds a node's address, of which `clock` tells the time. Dropping the socket frees it.
     ///
     /// # Errors
-    /// Another socket has the address. Nothing was changed.
-    pub fn bind(&self, address: SocketAddr) -> Result<Arc<dyn AsyncUdpSocket>, BindError> {
-        match self.lock().entry(address) {
-            Entry::Occupied(_) => Err(BindError::InUse { address }),
-            Entry::Vacant(entry) => {
-                entry.insert(Inbox::default());
-                Ok(Arc::new(MemorySocket { network: self.clone(), address }))
-            }
+    /// Another socket has the address, or it is no node's. Nothing was changed.
+    pub fn bind(
+        &self,
+        address: SocketAddr,
+        clock: Clock,
+    ) -> Result<Arc<dyn AsyncUdpSocket>, BindError> {
+        let mut state = self.lock();
+        let State { inboxes, binds, .. } = &mut *state;
+        let no_node =
+            || BindError::Bind { address, source: io::ErrorKind::AddrNotAvailable.into() };
+        let node = node_at(address).ok_or_else(no_node)?;
+        let inbox = inboxes.get_mut(node).ok_or_else(no_node)?;
+        if inbox.is_some() {
+            return Err(BindError::InUse { address });
         }
+        *binds += 1;
+        let bind = *binds;
+        *inbox = Some(Inbox { bind, datagrams: BTreeMap::new(), receiver: None });
+        let timer = Mutex::new(Box::pin(tokio::time::sleep(Duration::ZERO)));
+        Ok(Arc::new(MemorySocket { network: self.clone(), node, bind, clock, timer }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Inbox>> {
-        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A node's machine is gone: nothing reaches it, and nothing that it still says is carried.
+    pub fn unplug(&self, node: NodeNumber) {
+        // Dropped after the lock is free, because a waker may own anything.
+        let _inbox = self.lock().inboxes[node].take();
     }
 
-    fn send(&self, source: SocketAddr, batch: &udp::Transmit<'_>) {
+    /// Changes how links behave.
+    pub fn change_links(&self, change: impl FnOnce(&mut Links)) {
+        change(&mut self.lock().links);
+    }
+
+    /// Wakes the receiver of a node for which something arrives before `until`.
+    pub fn announce(&self, node: NodeNumber, until: Duration) {
         let receiver = {
-            let mut inboxes = self.lock();
-            let Some(inbox) = inboxes.get_mut(&batch.destination) else {
-                return;
-            };
-            let segment_bytes = batch.segment_size.unwrap_or(batch.contents.len()).max(1);
-            for contents in batch.contents.chunks(segment_bytes) {
-                inbox.put(Datagram { source, ecn: batch.ecn, contents: contents.into() });
-            }
-            if inbox.datagrams.is_empty() { None } else { inbox.receiver.take() }
+            let mut state = self.lock();
+            let Some(inbox) = &mut state.inboxes[node] else { return };
+            let arrives = inbox.datagrams.first_key_value().is_some_and(|(key, _)| key.0 <= until);
+            if arrives { inbox.receiver.take() } else { None }
         };
         if let Some(receiver) = receiver {
             receiver.wake();
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, socket: &MemorySocket, batch: &udp::Transmit<'_>) {
+        let now = socket.clock.now();
+        let mut state = self.lock();
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_bound(socket) {
+            return;
+        }
+        let target = node_at(batch.destination).filter(|target| *target < state.inboxes.len());
+        let Some(target) = target else { return };
+        let segment_bytes = batch.segment_size.unwrap_or(batch.contents.len()).max(1);
+        for contents in batch.contents.chunks(segment_bytes) {
+            let (source, bytes) = (socket.node, contents.len());
+            let arrivals = state.links.carry(now, source, target, bytes);
+            let words = [1, source as u64, target as u64, bytes as u64];
+            let fate = if arrivals[0].is_some() { "" } else { ", lost" };
+            events.add(now, &words, format_args!("{source} > {target}: {bytes} bytes{fate}"));
+            for at in arrivals.into_iter().flatten() {
+                state.put(target, at, || Datagram {
+                    source: address(source),
+                    ecn: batch.ecn,
+                    contents: contents.into(),
+                });
+            }
+        }
+    }
 }
 
-impl Inbox {
-    fn put(&mut self, datagram: Datagram) {
-        let is_lost = datagram.contents.len() > DATAGRAM_BYTES_MAX
-            || self.datagrams.len() == INBOX_DATAGRAMS_MAX;
-        if !is_lost {
-            self.datagrams.push_back(datagram);
+impl State {
+    fn is_bound(&self, socket: &MemorySocket) -> bool {
+        self.inboxes[socket.node].as_ref().is_some_and(|inbox| inbox.bind == socket.bind)
+    }
+
+    fn put(&mut self, target: NodeNumber, at: Duration, datagram: impl FnOnce() -> Datagram) {
+        let Some(inbox) = &mut self.inboxes[target] else { return };
+        if inbox.datagrams.len() < INBOX_DATAGRAMS_MAX {
+            self.sent += 1;
+            inbox.datagrams.insert((at, self.sent), datagram());
         }
     }
 }
@@ -104,7 +184,10 @@ impl Inbox {
 /// One bound address.
 struct MemorySocket {
     network: Network,
-    address: SocketAddr,
+    node: NodeNumber,
+    bind: u64,
+    clock: Clock,
+    timer: Mutex<Pin<Box<Sleep>>>,
 }
 
 impl AsyncUdpSocket for MemorySocket {
@@ -113,7 +196,7 @@ impl AsyncUdpSocket for MemorySocket {
     }
 
     fn try_send(&self, batch: &udp::Transmit<'_>) -> io::Result<()> {
-        self.network.send(self.address, batch);
+        charge(None, || self.network.send(self, batch));
         Ok(())
     }
 
@@ -123,31 +206,33 @@ impl AsyncUdpSocket for MemorySocket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [udp::RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut inboxes = self.network.lock();
-        let Some(inbox) = inboxes.get_mut(&self.address) else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        if inbox.datagrams.is_empty() {
-            inbox.receiver = Some(context.waker().clone());
-            return Poll::Pending;
+        loop {
+            let now = self.clock.now();
+            let head = {
+                let mut state = self.network.lock();
+                if !state.is_bound(self) {
+                    // Unplugged: silent for ever.
+                    return Poll::Pending;
+                }
+                let Some(inbox) = &mut state.inboxes[self.node] else { return Poll::Pending };
+                let count = charge(None, || inbox.take(now, self.node, buffers, metas));
+                if count > 0 {
+                    return Poll::Ready(Ok(count));
+                }
+                inbox.receiver = Some(context.waker().clone());
+                inbox.datagrams.first_key_value().map(|(key, _)| key.0)
+            };
+            let Some(at) = head else { return Poll::Pending };
+            let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+            timer.as_mut().reset(self.clock.instant(at));
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
         }
-        let count = buffers.len().min(metas.len()).min(inbox.datagrams.len());
-        let datagrams = inbox.datagrams.drain(..count);
-        for ((datagram, buffer), meta) in datagrams.zip(buffers).zip(metas) {
-            let len = datagram.contents.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&datagram.contents[..len]);
-            *meta = udp::RecvMeta::default();
-            meta.addr = datagram.source;
-            meta.len = len;
-            meta.stride = len;
-            meta.ecn = datagram.ecn;
-            meta.dst_ip = Some(self.address.ip());
-        }
-        Poll::Ready(Ok(count))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
+        Ok(address(self.node))
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -159,16 +244,48 @@ impl AsyncUdpSocket for MemorySocket {
     }
 }
 
+impl Inbox {
+    /// Moves what has arrived into the buffers.
+    fn take(
+        &mut self,
+        now: Duration,
+        node: NodeNumber,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [udp::RecvMeta],
+    ) -> usize {
+        let mut count = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(metas) {
+            let Some(head) = self.datagrams.first_entry().filter(|head| head.key().0 <= now) else {
+                break;
+            };
+            let datagram = head.remove();
+            let len = datagram.contents.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&datagram.contents[..len]);
+            *meta = udp::RecvMeta::default();
+            meta.addr = datagram.source;
+            meta.len = len;
+            meta.stride = len;
+            meta.ecn = datagram.ecn;
+            meta.dst_ip = Some(address(node).ip());
+            count += 1;
+        }
+        count
+    }
+}
+
 impl Drop for MemorySocket {
     fn drop(&mut self) {
         // Dropped after the lock is free, because a waker may own anything.
-        let _inbox = self.network.lock().remove(&self.address);
+        let _inbox = {
+            let mut state = self.network.lock();
+            if state.is_bound(self) { state.inboxes[self.node].take() } else { None }
+        };
     }
 }
 
 impl fmt::Debug for MemorySocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MemorySocket").field(&self.address).finish()
+        f.debug_tuple("MemorySocket").field(&self.node).finish()
     }
 }
 
@@ -185,25 +302,28 @@ impl UdpPoller for AlwaysWritable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use crate::plan::LinkOptions;
 
     const BUFFERS: usize = 4;
 
-    #[derive(Default)]
-    struct WakeCount(AtomicUsize);
+    struct World {
+        network: Network,
+        clock: Clock,
+    }
 
-    impl Wake for WakeCount {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+    impl World {
+        fn new() -> Self {
+            let links = Links::new(7, 3, LinkOptions { jitter_us: 0, ..LinkOptions::GOOD });
+            let network = Network::new(3, links, Arc::new(Mutex::new(Events::new(None))));
+            Self { network, clock: Clock::starting_at(Duration::ZERO) }
+        }
+
+        fn bind(&self, node: NodeNumber) -> Arc<dyn AsyncUdpSocket> {
+            self.network.bind(address(node), self.clock.clone()).unwrap()
         }
     }
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
-    }
-
-    fn send(socket: &dyn AsyncUdpSocket, target: u16, contents: &[u8], segment: Option<usize>) {
+    fn send(socket: &dyn AsyncUdpSocket, target: usize, contents: &[u8], segment: Option<usize>) {
         let batch = udp::Transmit {
             destination: address(target),
             ecn: None,
@@ -214,80 +334,104 @@ mod tests {
         socket.try_send(&batch).unwrap();
     }
 
-    /// Source port and contents of what one call yields; none when the receiver has to wait.
-    fn receive(socket: &dyn AsyncUdpSocket, waker: &Waker) -> Vec<(u16, Vec<u8>)> {
+    /// Source and contents of what one call yields; none when the receiver has to wait.
+    async fn receive(socket: &dyn AsyncUdpSocket) -> Vec<(NodeNumber, Vec<u8>)> {
         let mut bytes = [[0; 2048]; BUFFERS];
         let mut buffers: Vec<_> = bytes.iter_mut().map(|bytes| IoSliceMut::new(bytes)).collect();
         let mut metas = [udp::RecvMeta::default(); BUFFERS];
-        let mut context = Context::from_waker(waker);
-        match socket.poll_recv(&mut context, &mut buffers, &mut metas) {
+        let polled = std::future::poll_fn(|context| {
+            Poll::Ready(socket.poll_recv(context, &mut buffers, &mut metas))
+        });
+        match polled.await {
             Poll::Pending => Vec::new(),
             Poll::Ready(count) => (0..count.unwrap())
                 .map(|at| {
                     assert_eq!(metas[at].stride, metas[at].len);
-                    (metas[at].addr.port(), bytes[at][..metas[at].len].to_vec())
+                    let source = node_at(metas[at].addr).unwrap();
+                    (source, bytes[at][..metas[at].len].to_vec())
                 })
                 .collect(),
         }
     }
 
-    #[test]
-    fn batch_arrives_as_its_segments() {
-        let network = Network::new();
-        let [one, two] = [1, 2].map(|port| network.bind(address(port)).unwrap());
-        send(&*one, 2, b"aabbc", Some(2));
-        send(&*one, 2, b"whole", None);
+    async fn pass(ms: u64) {
+        tokio::time::advance(Duration::from_millis(ms)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn batch_arrives_as_its_segments_and_in_time() {
+        let world = World::new();
+        let [one, two] = [0, 1].map(|node| world.bind(node));
+        send(&*one, 1, b"aabbc", Some(2));
+        send(&*one, 1, b"whole", None);
+        pass(1).await;
+        assert!(receive(&*two).await.is_empty());
+        pass(1).await;
         let contents = [&b"aa"[..], b"bb", b"c", b"whole"];
-        let expected = contents.map(|contents| (1, contents.to_vec()));
-        assert_eq!(receive(&*two, Waker::noop()), expected);
-        assert!(receive(&*two, Waker::noop()).is_empty());
+        let expected = contents.map(|contents| (0, contents.to_vec()));
+        assert_eq!(receive(&*two).await, expected);
+        assert!(receive(&*two).await.is_empty());
     }
 
-    #[test]
-    fn waiting_receiver_is_woken_once_a_batch_and_only_by_what_it_can_receive() {
-        let network = Network::new();
-        let [one, two] = [1, 2].map(|port| network.bind(address(port)).unwrap());
-        let wakes = Arc::new(WakeCount::default());
-        let (waker, count) = (wakes.clone().into(), || wakes.0.load(Ordering::Relaxed));
-        assert!(receive(&*two, &waker).is_empty());
-        send(&*one, 2, &[0; DATAGRAM_BYTES_MAX + 1], None);
-        assert_eq!(count(), 0);
-        send(&*one, 2, b"aabbc", Some(2));
-        assert_eq!(count(), 1);
-        assert_eq!(receive(&*two, &waker).len(), 3);
-        send(&*one, 2, b"not waited for", None);
-        assert_eq!(count(), 1);
-        assert_eq!(receive(&*two, &waker).len(), 1);
-        assert!(receive(&*two, &waker).is_empty());
-        send(&*one, 2, b"waited for", None);
-        assert_eq!(count(), 2);
+    #[tokio::test(start_paused = true)]
+    async fn waiting_receiver_is_woken_by_what_is_announced() {
+        let world = World::new();
+        let [one, two] = [0, 1].map(|node| world.bind(node));
+        let mut bytes = [0; 100];
+        let mut metas = [udp::RecvMeta::default()];
+        let receiving = std::future::poll_fn(|context| {
+            let mut buffers = [IoSliceMut::new(&mut bytes)];
+            two.poll_recv(context, &mut buffers, &mut metas)
+        });
+        let sending = async {
+            send(&*one, 1, b"waited for", None);
+            world.network.announce(1, Duration::from_millis(2));
+        };
+        let (received, ()) = tokio::join!(receiving, sending);
+        assert_eq!(received.unwrap(), 1);
     }
 
-    #[test]
-    fn full_inbox_loses_what_comes_and_keeps_what_it_has() {
-        let network = Network::new();
-        let [one, two] = [1, 2].map(|port| network.bind(address(port)).unwrap());
-        send(&*one, 2, b"first", None);
+    #[tokio::test(start_paused = true)]
+    async fn full_inbox_loses_what_comes_and_keeps_what_it_has() {
+        let world = World::new();
+        let [one, two] = [0, 1].map(|node| world.bind(node));
+        send(&*one, 1, b"first", None);
         for _ in 0..INBOX_DATAGRAMS_MAX {
-            send(&*one, 2, b"more", None);
+            send(&*one, 1, b"more", None);
         }
-        assert_eq!(receive(&*two, Waker::noop())[0].1, b"first");
-        let rest = std::iter::repeat_with(|| receive(&*two, Waker::noop()).len());
-        let rest: usize = rest.take_while(|count| *count > 0).sum();
+        pass(2).await;
+        assert_eq!(receive(&*two).await[0].1, b"first");
+        let mut rest = 0;
+        loop {
+            match receive(&*two).await.len() {
+                0 => break,
+                count => rest += count,
+            }
+        }
         assert_eq!(rest, INBOX_DATAGRAMS_MAX - BUFFERS);
     }
 
-    #[test]
-    fn address_belongs_to_one_socket_until_that_is_dropped() {
-        let network = Network::new();
-        let [one, two] = [1, 2].map(|port| network.bind(address(port)).unwrap());
-        let busy = network.bind(address(2)).unwrap_err();
+    #[tokio::test(start_paused = true)]
+    async fn address_belongs_to_one_socket_until_that_is_dropped_or_unplugged() {
+        let world = World::new();
+        let [one, two] = [0, 1].map(|node| world.bind(node));
+        let busy = world.network.bind(address(1), world.clock.clone()).unwrap_err();
         assert!(matches!(busy, BindError::InUse { .. }), "{busy}");
-        send(&*one, 2, b"for the first", None);
+        send(&*one, 1, b"for the first", None);
         drop(two);
-        send(&*one, 2, b"for nobody", None);
-        let two = network.bind(address(2)).unwrap();
-        send(&*one, 2, b"for the second", None);
-        assert_eq!(receive(&*two, Waker::noop()), [(1, b"for the second".to_vec())]);
+        send(&*one, 1, b"for nobody", None);
+        let two = world.bind(1);
+        send(&*one, 1, b"for the second", None);
+        pass(2).await;
+        assert_eq!(receive(&*two).await, [(0, b"for the second".to_vec())]);
+        world.network.unplug(1);
+        let third = world.bind(1);
+        send(&*two, 0, b"from the grave", None);
+        pass(2).await;
+        assert!(receive(&*one).await.is_empty());
+        drop(two);
+        send(&*one, 1, b"for the third", None);
+        pass(2).await;
+        assert_eq!(receive(&*third).await, [(0, b"for the third".to_vec())]);
     }
 }

@@ -131,6 +131,8 @@ impl LinkOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadOptions {
+    /// When the first trace begins.
+    pub from_ms: Millis,
     /// Exporters; each begins with another node.
     pub clients: usize,
     /// Requests a second and client.
@@ -264,6 +266,29 @@ pub enum Fault {
         /// A spare node.
         node: NodeNumber,
     },
+}
+
+impl Fault {
+    /// What it is called in counts.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Crash { restart: None, .. } => "crash for good",
+            Self::Crash { .. } => "crash and restart",
+            Self::Drain { restart: None, .. } => "drain for good",
+            Self::Drain { .. } => "drain and restart",
+            Self::Join { .. } => "join",
+            Self::Pause { .. } => "pause",
+            Self::Slow { .. } => "slow node",
+            Self::ClockStep { .. } => "clock step",
+            Self::ClockSkew { .. } => "clock skew",
+            Self::Partition { .. } => "partition",
+            Self::PairCut { .. } => "cut pair",
+            Self::Links { .. } => "bad links",
+            Self::Sink { .. } => "bad sink",
+            Self::DiskFull { .. } => "full disk",
+            Self::Disagree { .. } => "differing settings",
+        }
+    }
 }
 
 /// How a node starts again.
@@ -401,6 +426,25 @@ impl Plan {
     /// All nodes, the spare ones too.
     pub fn all_nodes(&self) -> Range<NodeNumber> {
         0..self.nodes + self.spare_nodes
+    }
+
+    /// The directed links that a partition or a cut pair cuts; none for another fault.
+    pub fn links_cut_by(&self, fault: usize) -> Vec<(NodeNumber, NodeNumber)> {
+        match &self.faults[fault].fault {
+            Fault::Partition { side, cut, .. } => {
+                let others = || self.all_nodes().filter(|node| !side.contains(node));
+                let out =
+                    side.iter().flat_map(|&inside| others().map(move |other| (inside, other)));
+                let into = out.clone().map(|(inside, other)| (other, inside));
+                match cut {
+                    Cut::Both => out.chain(into).collect(),
+                    Cut::Out => out.collect(),
+                    Cut::In => into.collect(),
+                }
+            }
+            &Fault::PairCut { pair: (one, other), .. } => vec![(one, other), (other, one)],
+            _ => Vec::new(),
+        }
     }
 
     /// Whether every value is possible.

@@ -1,47 +1,275 @@
-//! A sink in memory, which remembers what it was given.
+//! A sink in memory, with moods.
 //!
-//! It acknowledges every attempt at once. The invariant: what was acknowledged is remembered, in
-//! the order in which it came, every repetition too, so that a trace exported twice is seen twice.
-//! Bounded by [`ATTEMPTS_MAX`]; a sink that is full takes nothing more, and says so.
+//! What a real sink keeps or refuses is decided when an attempt reaches it; what the node hears of
+//! it comes later, or never. The invariant is that of [`Sink`]: every attempt that was taken is
+//! answered once, and within [`ATTEMPT_MAX`]. What came is written down as it came, every repetition
+//! too. The sink belongs to the machine of one node and outlives its processes; answers are given at
+//! the begin of a turn of the node ([`SimulatedSink::answer`]).
+//!
+//! Bounded by [`WAITING_MAX`] unanswered attempts: then the queue is full, as a real one is.
 
+use crate::allocator::charge;
+use crate::dice::Dice;
+use crate::disk::Disk;
+use crate::history::{SinkSaid, SpanNumber};
+use crate::plan::Mood;
+use crate::spans;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::oneshot;
-use tracemesh::sink::{Attempt, Outcome, QueueFull, Sink};
+use tracemesh::sink::{ATTEMPT_MAX, Attempt, Outcome, QueueFull, Sink};
 
-/// More than any test exports to one sink.
-pub const ATTEMPTS_MAX: usize = 100_000;
+/// What a queue of 256 MiB has room for, at some KB an attempt.
+const WAITING_MAX: usize = 50_000;
+
+/// How long a good sink takes.
+const ANSWER_AFTER: Duration = Duration::from_millis(4);
+
+/// Something that reached the sink.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrival {
+    /// When.
+    pub at: Duration,
+    /// Spans of one trace.
+    pub spans: Vec<SpanNumber>,
+    /// Whether they are marked as late.
+    pub late: bool,
+    /// Whether the sink has them now.
+    pub kept: bool,
+    /// What it says.
+    pub said: SinkSaid,
+    /// When the node hears it, if it still lives.
+    pub heard_at: Duration,
+}
 
 /// The sink of one node.
-#[derive(Debug, Default)]
-pub struct MemorySink {
-    attempts: Mutex<Vec<Arc<Attempt>>>,
+pub struct SimulatedSink {
+    seed: u64,
+    disk: Arc<Disk>,
+    state: Mutex<State>,
 }
 
-impl MemorySink {
-    /// Everything that it acknowledged so far.
-    pub fn attempts(&self) -> Vec<Arc<Attempt>> {
-        self.lock().clone()
+struct State {
+    dice: Dice,
+    now: Duration,
+    moods: BTreeMap<usize, Mood>,
+    arrivals: Vec<Arrival>,
+    /// By the time at which they are due, and sequence.
+    answers: BTreeMap<(Duration, u64), (Outcome, oneshot::Sender<Outcome>)>,
+    sequence: u64,
+    complaint: Option<String>,
+}
+
+/// What a sink does with one attempt.
+struct Fate {
+    kept: bool,
+    said: SinkSaid,
+    after: Duration,
+}
+
+impl SimulatedSink {
+    /// The sink of a node, whose dead letters are written to `disk`.
+    pub fn new(seed: u64, name: &str, disk: Arc<Disk>) -> Self {
+        let state = State {
+            dice: Dice::new(seed, name),
+            now: Duration::ZERO,
+            moods: BTreeMap::new(),
+            arrivals: Vec::new(),
+            answers: BTreeMap::new(),
+            sequence: 0,
+            complaint: None,
+        };
+        Self { seed, disk, state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Attempt>>> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// From now on it behaves so, too; `number` tells this mood from others at the same time.
+    pub fn set_mood(&self, number: usize, mood: Option<Mood>) {
+        let mut state = self.lock();
+        match mood {
+            Some(mood) => state.moods.insert(number, mood),
+            None => state.moods.remove(&number),
+        };
+    }
+
+    /// Gives the answers that are due, and takes the time. To be called inside the node's runtime.
+    pub fn answer(&self, now: Duration) {
+        loop {
+            let (outcome, sender) = {
+                let mut state = self.lock();
+                state.now = now;
+                let Some(head) = state.answers.first_entry() else { return };
+                if head.key().0 > now {
+                    return;
+                }
+                head.remove()
+            };
+            // Whoever asked may have ended.
+            let _ = sender.send(outcome);
+        }
+    }
+
+    /// When the next answer is due.
+    pub fn next_answer(&self) -> Option<Duration> {
+        self.lock().answers.first_key_value().map(|(key, _)| key.0)
+    }
+
+    /// The node's process ended: nobody waits for answers any more.
+    pub fn hang_up(&self) {
+        let _answers = std::mem::take(&mut self.lock().answers);
+    }
+
+    /// What came since this was last called.
+    pub fn take_arrivals(&self) -> Vec<Arrival> {
+        std::mem::take(&mut self.lock().arrivals)
+    }
+
+    /// Something came that nobody sent: the first such thing.
+    pub fn complaint(&self) -> Option<String> {
+        self.lock().complaint.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, attempt: &Attempt) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+        let mut state = self.lock();
+        if state.answers.len() >= WAITING_MAX {
+            return Err(QueueFull);
+        }
+        let fate = state.fate(self.disk.is_full());
+        match spans::exported(self.seed, attempt) {
+            Ok((spans, late)) => {
+                let (at, Fate { kept, said, after }) = (state.now, &fate);
+                let (kept, said, heard_at) = (*kept, *said, at + *after);
+                state.arrivals.push(Arrival { at, spans, late, kept, said, heard_at });
+            }
+            Err(error) => {
+                state.complaint.get_or_insert_with(|| error.to_string());
+            }
+        }
+        let outcome = match fate.said {
+            SinkSaid::Acknowledged => Outcome::Acknowledged,
+            SinkSaid::Refused => Outcome::Refused,
+            SinkSaid::Again => Outcome::Again { after: None },
+            SinkSaid::Nothing => Outcome::Unanswered,
+        };
+        let (sender, receiver) = oneshot::channel();
+        state.sequence += 1;
+        let key = (state.now + fate.after, state.sequence);
+        state.answers.insert(key, (outcome, sender));
+        Ok(receiver)
     }
 }
 
-impl Sink for MemorySink {
+impl State {
+    /// Every mood draws, whatever the others do; the worst one counts.
+    fn fate(&mut self, disk_is_full: bool) -> Fate {
+        let mut fate = Fate { kept: true, said: SinkSaid::Acknowledged, after: ANSWER_AFTER };
+        let Self { moods, dice, .. } = self;
+        for mood in moods.values() {
+            let drawn = dice.share();
+            match *mood {
+                Mood::Slow { for_ms } => fate.after = fate.after.max(for_ms.duration()),
+                Mood::Failing { share } if drawn < share => {
+                    fate.kept = false;
+                    fate.said = SinkSaid::Again;
+                }
+                Mood::Lying { share } if drawn < share => fate.said = SinkSaid::Again,
+                Mood::Mute { share } if drawn < share => fate.said = SinkSaid::Nothing,
+                Mood::Refusing { share } if drawn < share && disk_is_full => {
+                    // Its dead letter cannot be written.
+                    fate.kept = false;
+                    fate.said = SinkSaid::Again;
+                }
+                Mood::Refusing { share } if drawn < share => {
+                    fate.kept = false;
+                    fate.said = SinkSaid::Refused;
+                }
+                Mood::Dead => {
+                    fate.kept = false;
+                    fate.said = SinkSaid::Nothing;
+                }
+                Mood::Failing { .. }
+                | Mood::Lying { .. }
+                | Mood::Mute { .. }
+                | Mood::Refusing { .. } => {}
+            }
+        }
+        if fate.said == SinkSaid::Nothing || fate.after >= ATTEMPT_MAX {
+            fate.said = SinkSaid::Nothing;
+            fate.after = ATTEMPT_MAX;
+        }
+        fate
+    }
+}
+
+impl Sink for SimulatedSink {
     fn name(&self) -> &str {
-        "memory"
+        "simulated"
     }
 
     fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
-        let mut attempts = self.lock();
-        if attempts.len() == ATTEMPTS_MAX {
-            return Err(QueueFull);
+        charge(None, || self.take(&attempt))
+    }
+}
+
+impl fmt::Debug for SimulatedSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedSink").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracemesh::spans::TraceId;
+
+    fn outcomes(mood: Option<Mood>, disk: &Arc<Disk>) -> (Vec<Outcome>, Vec<bool>) {
+        let sink = SimulatedSink::new(7, "sink", Arc::clone(disk));
+        sink.set_mood(0, mood);
+        let id = TraceId(spans::trace_id(7, 1));
+        let attempt = Attempt { trace_id: id, chunks: Vec::new(), span_count: 0, bytes: 0 };
+        let waiting: Vec<_> =
+            (0..100).map(|_| sink.submit(Arc::new(attempt.clone())).unwrap()).collect();
+        sink.answer(Duration::ZERO);
+        let mut answered = Vec::new();
+        for mut answer in waiting {
+            assert!(answer.try_recv().is_err(), "no answer comes at once");
+            sink.answer(ATTEMPT_MAX);
+            answered.push(answer.try_recv().expect("every attempt is answered in time"));
         }
-        attempts.push(attempt);
-        let (answer, outcome) = oneshot::channel();
-        // Nobody waits any more only if the owner gave up in the meantime, which it cannot here.
-        let _ = answer.send(Outcome::Acknowledged);
-        Ok(outcome)
+        (answered, sink.take_arrivals().iter().map(|arrival| arrival.kept).collect())
+    }
+
+    #[test]
+    fn sink_keeps_and_says_what_its_mood_tells() {
+        let disk = Arc::new(Disk::default());
+        let again = Outcome::Again { after: None };
+        let half = 0.5;
+        for (mood, said, kept) in [
+            (None, Outcome::Acknowledged, true),
+            (Some(Mood::Dead), Outcome::Unanswered, false),
+            (Some(Mood::Failing { share: half }), again.clone(), false),
+            (Some(Mood::Lying { share: half }), again, true),
+            (Some(Mood::Mute { share: half }), Outcome::Unanswered, true),
+            (Some(Mood::Refusing { share: half }), Outcome::Refused, false),
+        ] {
+            let (outcomes, keeps) = outcomes(mood, &disk);
+            let badly = outcomes.iter().zip(&keeps).filter(|(outcome, _)| **outcome == said);
+            let badly: Vec<_> = badly.collect();
+            assert!(badly.iter().all(|(_, keep)| **keep == kept), "{mood:?}");
+            assert!(badly.len() > 25, "{mood:?}: {}", badly.len());
+        }
+    }
+
+    #[test]
+    fn nothing_is_refused_for_good_while_the_dead_letter_cannot_be_written() {
+        let disk = Arc::new(Disk::default());
+        disk.fill();
+        let (outcomes, _) = outcomes(Some(Mood::Refusing { share: 1.0 }), &disk);
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Again { after: None }));
     }
 }

@@ -3,6 +3,7 @@
 //! Every trace and span is told apart by its number, which its id carries, so that what comes out at
 //! a sink says by itself what it is. Encoding and decoding are prost's, not the node's.
 
+use crate::dice::mix;
 use crate::history::SpanNumber;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -113,14 +114,6 @@ pub fn exported(seed: u64, attempt: &Attempt) -> Result<(Vec<SpanNumber>, bool),
         }
     }
     Ok((numbers, late))
-}
-
-/// A word that looks random; Steele, Lea and Flood, "Fast splittable pseudorandom number generators"
-/// (2014), the finaliser with Stafford's constants.
-fn mix(word: u64) -> u64 {
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 #[cfg(test)]

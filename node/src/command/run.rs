@@ -34,7 +34,9 @@ pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
         tracing::info!("OTLP HTTP on {address}");
     }
     tracing::info!("mesh on {}/udp", addresses.mesh);
-    tracing::info!("console on http://{}", addresses.console);
+    for address in &addresses.console {
+        tracing::info!("console on http://{address}");
+    }
     let signals = watch::Sender::new(0);
     let (mut first, mut second) = (signals.subscribe(), signals.subscribe());
     let asked = async {

@@ -139,7 +139,7 @@ pub(super) const KEYS: &[Key] = &[
     key("listen.mesh", Kind::Listener, Some(":4319"), "The mesh, over UDP."),
     key(
         "listen.console",
-        Kind::Listener,
+        Kind::List(&Kind::Listener),
         Some(":4320"),
         "`/metrics`, `/healthz`, `/readyz`, `/api`.",
     ),

@@ -137,7 +137,7 @@ impl Meaning<'_> {
                 }
                 addresses
             });
-        let listen = Listen { grpc, http, mesh: mesh[0], console: console[0] };
+        let listen = Listen { grpc, http, mesh: mesh[0], console };
         self.check_ports(&listen);
         listen
     }
@@ -154,9 +154,9 @@ impl Meaning<'_> {
     fn check_ports(&mut self, listen: &Listen) {
         let grpc = listen.grpc.iter().map(|address| ("listen.grpc", *address));
         let http = listen.http.iter().map(|address| ("listen.http", *address));
-        let console = ("listen.console", listen.console);
+        let console = listen.console.iter().map(|address| ("listen.console", *address));
         let mut taken = BTreeMap::new();
-        for (path, address) in grpc.chain(http).chain([console]) {
+        for (path, address) in grpc.chain(http).chain(console) {
             if address.port() == 0 {
                 continue;
             }

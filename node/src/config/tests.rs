@@ -317,7 +317,7 @@ fn every_flag_has_its_key() {
         ports.map(|address| address.to_string()),
         ["[::1]:4327", "[::1]:4328", "[::1]:4329"]
     );
-    assert_eq!(config.listen.console.to_string(), "[::1]:4330");
+    assert_eq!(config.listen.console[0].to_string(), "[::1]:4330");
     assert_eq!(config.cluster.seeds.iter().map(|seed| seed.port).collect::<Vec<_>>(), [4319, 2]);
     assert!(!config.cluster.is_for_development());
     assert_eq!(config.node.data_dir, Path::new("/data/n2"));
@@ -339,7 +339,7 @@ fn base_port_0_lets_the_system_choose_every_port() {
     let config = Machine::new().with_flags(|flags| flags.base_port = Some(0)).config();
     let listen = config.listen;
     assert!(listen.grpc.iter().chain(&listen.http).all(|address| address.port() == 0));
-    assert_eq!((listen.mesh.port(), listen.console.port()), (0, 0));
+    assert_eq!((listen.mesh.port(), listen.console[0].port()), (0, 0));
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub(super) fn membership_settings(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         otlp_grpc: told.addresses.grpc.clone(),
         otlp_http: told.addresses.http.clone(),
-        console: Some(told.addresses.console),
+        console: told.addresses.console.first().copied(),
         config_hash: config.config_hash(),
         starts: Some(starts),
         wall_clock: Arc::clone(told.wall_clock),

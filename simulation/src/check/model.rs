@@ -181,7 +181,7 @@ impl<'a> Model<'a> {
 
     fn read_exports(&mut self) {
         for Entry { at, what } in &self.history.entries {
-            let What::Export { node, spans, late, kept, said } = what else { continue };
+            let What::Export { node, spans, late, kept, said, .. } = what else { continue };
             let Some(trace) = spans.first().map(|span| span.trace) else { continue };
             let number = self.exports.len();
             let mut indices = Vec::with_capacity(spans.len());

@@ -32,6 +32,7 @@ fn plan() -> Plan {
         drain_timeout_ms: Millis(20_000),
     };
     let load = LoadOptions {
+        from_ms: Millis(0),
         clients: 1,
         requests_per_second: 1.0,
         spans_per_request: 4,
@@ -141,7 +142,10 @@ impl Told {
 
     fn answer(&mut self, at: u64, node: NodeNumber, spans: Vec<SpanNumber>, said: SinkSaid) {
         let kept = said != SinkSaid::Refused;
-        self.add(at, What::Export { node, spans, late: false, kept, said });
+        self.add(
+            at,
+            What::Export { node, spans, late: false, kept, said, heard_at: Millis(at + 4) },
+        );
     }
 
     /// So many traces that come in at node 0 and out at their owners.
@@ -435,6 +439,7 @@ fn parts(told: &mut Told) -> u32 {
         late: true,
         kept: true,
         said: SinkSaid::Acknowledged,
+        heard_at: Millis(2_304),
     };
     told.add(2_300, what);
     trace
@@ -463,6 +468,7 @@ fn late_span_may_come_out_later() {
         late: true,
         kept: true,
         said: SinkSaid::Acknowledged,
+        heard_at: Millis(2_304),
     };
     told.add(2_300, what);
     let verdict = told.judge();
@@ -654,7 +660,10 @@ fn late_mark_without_an_earlier_part_is_found() {
     let trace = told.trace(0, 1, 2);
     told.accept(1_000, 0, all_spans(trace));
     let (spans, said) = (all_spans(trace), SinkSaid::Acknowledged);
-    told.add(2_100, What::Export { node: 1, spans, late: true, kept: true, said });
+    told.add(
+        2_100,
+        What::Export { node: 1, spans, late: true, kept: true, said, heard_at: Millis(2_104) },
+    );
     assert_only(&told.judge(), Invariant::OneVerdictPerTrace, 1);
 }
 
