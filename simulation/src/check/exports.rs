@@ -179,7 +179,7 @@ fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             let knows = |one: &OneExport| {
                 one.node == export.node
                     && one.said == SinkSaid::Acknowledged
-                    && one.at < export.at
+                    && one.heard_at < export.at
                     && same_life(model, one, export)
             };
             (!forgets && earlier.any(knows))
@@ -203,6 +203,9 @@ fn same_life(model: &Model<'_>, one: &OneExport, two: &OneExport) -> bool {
         && !faults.any(|stretch| slow(stretch.fault))
 }
 
+/// The longest step between two looks at a node.
+const STEP_MAX: u64 = 100;
+
 /// Nobody is owner for long without believing it.
 fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
     let slot = model.views.slot(export.trace);
@@ -211,7 +214,9 @@ fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
         matches!(stretch.fault, Fault::Sink { .. } | Fault::Slow { .. } | Fault::Pause { .. })
     });
     let window = if is_slow { 60_000 } else { ATTEMPT_MAX };
-    let mut views = model.views.of_within(export.node, before(export.at, window), export.at);
+    // A view is seen at the end of the step in which it came.
+    let seen = Millis(export.at.0 + STEP_MAX);
+    let mut views = model.views.of_within(export.node, before(export.at, window), seen);
     let owns = |view| {
         let holders = model.views.holders(slot, model.views.set(view));
         holders.is_some_and(|(owner, _)| owner == export.node)

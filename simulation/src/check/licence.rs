@@ -198,10 +198,11 @@ fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -> bool {
 }
 
 fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
-    let lost = model.faults.lossy(one.at, Millis(one.at.0 + DONE_WITHIN));
+    // What the sink said is on its way first.
+    let lost = model.faults.lossy(one.at, Millis(one.heard_at.0 + DONE_WITHIN));
     // Whoever leaves in an orderly way tells what is done before it goes.
     let window = if lost { DONE_LOST_WITHIN } else { DONE_WITHIN };
-    let end = Millis((one.at.0 + window).min(until.0));
+    let end = Millis((one.heard_at.0 + window).min(until.0));
     let mut ends = model.lives.ends(one.at, end);
     let ended = ends.any(|(node, _, end)| node == one.node && !end.is_orderly());
     let dropped = || {
