@@ -7,7 +7,7 @@
 
 use super::expected::ExpectedFailure;
 use super::faults::AFTERMATH;
-use super::licence::{self, Licence, SETTLE_MAX};
+use super::licence::{self, Licence, SETTLE_MAX, STEP_MAX};
 use super::model::{Model, OneExport, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
@@ -71,6 +71,7 @@ fn moved(model: &Model<'_>, trace: &OneTrace) -> bool {
     let spans = model.spans_of(trace).iter();
     let Some(first) = spans.filter_map(|span| span.sent).min() else { return false };
     let last = trace.exports.last().map_or(first, |export| model.exports[*export].at);
+    let last = Millis(last.0 + STEP_MAX);
     model.views.moved(model.views.slot(trace.number), before(first, ATTEMPT_MAX), last)
 }
 
@@ -146,7 +147,8 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             licences.entry(licence).or_insert(two.at);
             continue;
         }
-        let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), two.at);
+        let until = Millis(two.at.0 + STEP_MAX);
+        let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), until);
         let expected = moved.then_some(ExpectedFailure::TwiceAroundViewChange);
         let both = one.spans.iter().filter(|span| two.spans.contains(span)).count();
         let text = format!(
@@ -202,9 +204,6 @@ fn same_life(model: &Model<'_>, one: &OneExport, two: &OneExport) -> bool {
         && model.lives.at(one.node, two.at).is_some_and(|life| life.draining.is_none())
         && !faults.any(|stretch| slow(stretch.fault))
 }
-
-/// The longest step between two looks at a node.
-const STEP_MAX: u64 = 100;
 
 /// Nobody is owner for long without believing it.
 fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {

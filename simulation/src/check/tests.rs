@@ -1055,3 +1055,12 @@ fn where_nobody_was_active_nobody_could_accept() {
         assert_eq!(told.judge().is_green(), is_green);
     }
 }
+
+#[test]
+fn view_that_is_seen_at_the_end_of_its_step_counts_from_the_beginning() {
+    let mut told = Told::calm();
+    twice(&mut told, 2_100, SinkSaid::Acknowledged, (30_000, 2));
+    told.view(30_008, 2, &[0, 2, 3, 4]);
+    told.view(40_000, 2, &[0, 1, 2, 3, 4]);
+    assert_licensed(&told.judge(), Licence::LiveNodeDropped);
+}
