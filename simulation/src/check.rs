@@ -172,6 +172,8 @@ pub struct Verdict {
     pub occasions: BTreeMap<ExpectedFailure, u64>,
     /// Traces that each licence excused.
     pub licensed: BTreeMap<Licence, u64>,
+    /// The first trace that each excused, and what went wrong around it.
+    pub first_uses: BTreeMap<Licence, Vec<String>>,
     /// Paths of recovery that were taken, by name, and how often.
     pub sometimes: BTreeMap<String, u64>,
     /// Spans in numbers.
@@ -228,8 +230,9 @@ impl Verdict {
         count.is_none_or(|count| *count < FINDINGS_MAX as u64)
     }
 
-    fn license(&mut self, licence: Licence) {
+    fn license(&mut self, model: &Model<'_>, licence: Licence, trace: u32, at: Millis) {
         *self.licensed.entry(licence).or_default() += 1;
+        self.first_uses.entry(licence).or_insert_with(|| story::of_use(model, trace, at));
     }
 }
 

@@ -61,7 +61,8 @@ fn missing(model: &Model<'_>) -> Vec<String> {
     let mut untold = 0;
     for trace in &model.traces {
         let spans = model.spans_of(trace).iter().filter(is_missing);
-        let (count, last) = (spans.clone().count(), spans.filter_map(|span| span.promised).last());
+        let (count, last) =
+            (spans.clone().count(), spans.filter_map(|span| span.promised).next_back());
         let Some((_, promise)) = last else { continue };
         if texts.len() == TRACES_TOLD_MAX {
             untold += 1;

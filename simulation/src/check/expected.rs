@@ -1,8 +1,8 @@
 //! What cannot hold yet, in one place, and the judgement over a swarm.
 //!
-//! Placing (PROTOCOL.md, P1 to P5), settled views, hand-over and the spool are not built. Until they
-//! are, each failure that only they can prevent stands here with its reason. The invariant: the
-//! list cannot rot. A swarm is red when something fails that is not listed, and as well when
+//! Placing (PROTOCOL.md, P1 to P5), settled views, hand-over and the spool are not built. Until
+//! they are, each failure that only they can prevent stands here with its reason. The invariant:
+//! the list cannot rot. A swarm is red when something fails that is not listed, and as well when
 //! something that is listed could have failed often enough ([`OCCASIONS_MIN`]) and never did: then
 //! it holds, and has to be taken off the list.
 

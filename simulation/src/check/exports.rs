@@ -7,12 +7,12 @@
 
 use super::expected::ExpectedFailure;
 use super::faults::AFTERMATH;
-use super::licence::{self, Licence, SETTLE_MAX};
+use super::licence::{self, Licence, SETTLE_MAX, STEP_MAX};
 use super::model::{Model, OneExport, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
 use crate::plan::{Fault, Millis, NodeNumber};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// PROTOCOL's `ATTEMPT_MAX`, and a turn: an export is reported at its end, and who began it may be
 /// no owner any more.
@@ -71,6 +71,7 @@ fn moved(model: &Model<'_>, trace: &OneTrace) -> bool {
     let spans = model.spans_of(trace).iter();
     let Some(first) = spans.filter_map(|span| span.sent).min() else { return false };
     let last = trace.exports.last().map_or(first, |export| model.exports[*export].at);
+    let last = Millis(last.0 + STEP_MAX);
     model.views.moved(model.views.slot(trace.number), before(first, ATTEMPT_MAX), last)
 }
 
@@ -103,7 +104,7 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     let excuse = licence::excuse(model, one, two)
         .filter(|licence| *licence != Licence::AttemptUnanswered || moved);
     if let Some(licence) = excuse.or_else(parts_excuse) {
-        return verdict.license(licence);
+        return verdict.license(model, licence, trace.number, two.at);
     }
     let expected = moved.then_some(ExpectedFailure::SplitAroundViewChange);
     let text = format!(
@@ -139,14 +140,15 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     }
     verdict.totals.twice += again.iter().filter(|again| **again).count() as u64;
     let slot = model.views.slot(trace.number);
-    let mut licences = BTreeSet::new();
+    let mut licences = BTreeMap::new();
     for (earlier, export) in pairs {
         let (one, two) = (&model.exports[earlier], &model.exports[export]);
         if let Some(licence) = licence::excuse(model, one, two) {
-            licences.insert(licence);
+            licences.entry(licence).or_insert(two.at);
             continue;
         }
-        let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), two.at);
+        let until = Millis(two.at.0 + STEP_MAX);
+        let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), until);
         let expected = moved.then_some(ExpectedFailure::TwiceAroundViewChange);
         let both = one.spans.iter().filter(|span| two.spans.contains(span)).count();
         let text = format!(
@@ -159,7 +161,9 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         let about = (two.at, vec![one.node, two.node], text);
         add(model, verdict, trace, (Invariant::NoSpanTwice, expected), about);
     }
-    licences.into_iter().for_each(|licence| verdict.license(licence));
+    for (licence, at) in licences {
+        verdict.license(model, licence, trace.number, at);
+    }
 }
 
 /// Late spans follow a verdict, and say so: the first export is not late, and what a node exports
@@ -177,7 +181,7 @@ fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             let knows = |one: &OneExport| {
                 one.node == export.node
                     && one.said == SinkSaid::Acknowledged
-                    && one.at < export.at
+                    && one.heard_at < export.at
                     && same_life(model, one, export)
             };
             (!forgets && earlier.any(knows))

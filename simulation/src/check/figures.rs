@@ -74,7 +74,7 @@ fn counters_of(model: &Model<'_>, node: NodeNumber, look: &Look, verdict: &mut V
         mine.map(|(spans, _)| spans).sum()
     };
     let acknowledged = model.exports.iter().filter(|export| {
-        export.node == node && export.said == SinkSaid::Acknowledged && export.at <= look.at
+        export.node == node && export.said == SinkSaid::Acknowledged && export.heard_at <= look.at
     });
     let exported: u64 = acknowledged.map(|export| export.spans.len() as u64).sum();
     let accepted = spans_told(&[Answer::Accepted]);
@@ -100,7 +100,8 @@ fn counters_of(model: &Model<'_>, node: NodeNumber, look: &Look, verdict: &mut V
 }
 
 /// With stable views, no re-route, no failed request and no restart, over the cluster: accepted =
-/// exported + sampled out + dropped + redelivered + held as owner, up to repaired more on the right.
+/// exported + sampled out + dropped + redelivered + held as owner, up to repaired more on the
+/// right.
 fn sum(model: &Model<'_>, verdict: &mut Verdict) {
     let first = model.requests.values().filter_map(|request| request.sent.first()).min();
     let failed = |request: &OneRequest| {

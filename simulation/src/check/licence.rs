@@ -28,6 +28,9 @@ const DONE_LOST_WITHIN: u64 = 16_000;
 pub(super) const DETECT_MAX: u64 = 5_000;
 /// Copying after a crash: until it is detected, and everybody settled.
 pub(super) const COPY_MAX: u64 = DETECT_MAX + SETTLE_MAX;
+/// The longest step between two looks at a node: a view is seen at the end of the step in which it
+/// came, and what the node did by it may stand before.
+pub(super) const STEP_MAX: u64 = 100;
 /// Traces that any licence may excuse whatever its share, because small runs have coarse shares.
 const ALWAYS: u64 = 10;
 
@@ -148,6 +151,7 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
     if model.lives.nobody_active(from, until) {
         return Some(Licence::LastActiveLeft);
     }
+    let until = Millis(until.0 + STEP_MAX);
     if exporter_crashed(model, one, until) {
         return Some(Licence::ExporterCrashed);
     }
@@ -198,10 +202,11 @@ fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -> bool {
 }
 
 fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
-    let lost = model.faults.lossy(one.at, Millis(one.at.0 + DONE_WITHIN));
+    // What the sink said is on its way first.
+    let lost = model.faults.lossy(one.at, Millis(one.heard_at.0 + DONE_WITHIN));
     // Whoever leaves in an orderly way tells what is done before it goes.
     let window = if lost { DONE_LOST_WITHIN } else { DONE_WITHIN };
-    let end = Millis((one.at.0 + window).min(until.0));
+    let end = Millis((one.heard_at.0 + window).min(until.0));
     let mut ends = model.lives.ends(one.at, end);
     let ended = ends.any(|(node, _, end)| node == one.node && !end.is_orderly());
     let dropped = || {

@@ -194,7 +194,8 @@ impl End {
         matches!(self, Self::Drained(_))
     }
 
-    fn text(self) -> String {
+    /// In words.
+    pub(super) fn text(self) -> String {
         match self {
             Self::Crashed => "crashed".to_owned(),
             Self::Drained(0) => "drained, and nothing was left".to_owned(),

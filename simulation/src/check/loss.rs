@@ -1,7 +1,8 @@
 //! `no_acknowledged_span_lost`: what a client was told is held comes out.
 //!
 //! For each acknowledged span that no sink has and that is no dead letter, the promises that were
-//! made about it are weighed: who had to hold it by the entry node's view, and who of these is gone.
+//! made about it are weighed: who had to hold it by the entry node's view, and who of these is
+//! gone.
 //! The invariant: at most one holder gone is never an excuse, whatever else went wrong in the
 //! cluster meanwhile. Spans that somebody may still hold at the end are pending, not lost.
 
@@ -67,14 +68,14 @@ fn tell(
     fate: Fate,
     count: u64,
 ) {
+    let Some((_, last)) = span.promised else { return };
     let (expected, gone) = match fate {
-        Fate::Licensed(licence) => return verdict.license(licence),
+        Fate::Licensed(licence) => return verdict.license(model, licence, trace.number, last.at),
         Fate::Expected(expected) => (Some(expected), "too many"),
         Fate::Kept(0) => (None, "none"),
         Fate::Kept(1) => (None, "one"),
         Fate::Kept(_) => (None, "too few"),
     };
-    let Some((_, last)) = span.promised else { return };
     let invariant = Invariant::NoAcknowledgedSpanLost;
     let is_told = verdict.tells(invariant, expected);
     verdict.add(Finding {

@@ -47,6 +47,8 @@ pub(super) struct OneExport {
     pub(super) late: bool,
     pub(super) kept: bool,
     pub(super) said: SinkSaid,
+    /// When the node hears that, if it still lives.
+    pub(super) heard_at: Millis,
 }
 
 /// A request over all times that it was sent.
@@ -181,7 +183,7 @@ impl<'a> Model<'a> {
 
     fn read_exports(&mut self) {
         for Entry { at, what } in &self.history.entries {
-            let What::Export { node, spans, late, kept, said, .. } = what else { continue };
+            let What::Export { node, spans, late, kept, said, heard_at } = what else { continue };
             let Some(trace) = spans.first().map(|span| span.trace) else { continue };
             let number = self.exports.len();
             let mut indices = Vec::with_capacity(spans.len());
@@ -201,8 +203,16 @@ impl<'a> Model<'a> {
             if let Ok(index) = self.traces.binary_search_by_key(&trace, |trace| trace.number) {
                 self.traces[index].exports.push(number);
             }
-            let (at, node, late, kept, said) = (*at, *node, *late, *kept, *said);
-            self.exports.push(OneExport { at, node, trace, spans: indices, late, kept, said });
+            self.exports.push(OneExport {
+                at: *at,
+                node: *node,
+                trace,
+                spans: indices,
+                late: *late,
+                kept: *kept,
+                said: *said,
+                heard_at: *heard_at,
+            });
         }
     }
 

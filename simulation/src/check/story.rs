@@ -13,7 +13,7 @@ use std::fmt::Write;
 /// Lines of a story.
 const LINES_MAX: usize = 80;
 
-/// The seconds after the last promise and export that a story covers.
+/// How long after the last promise and export a story goes on.
 const AFTER: u64 = 30_000;
 
 /// A trace by its number and its id.
@@ -25,6 +25,18 @@ pub(super) fn trace(model: &Model<'_>, number: u32) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text + ")"
+}
+
+/// Where a licence was used, and what went wrong half a minute before and after.
+pub(super) fn of_use(model: &Model<'_>, number: u32, at: Millis) -> Vec<String> {
+    let from = Millis(at.0.saturating_sub(AFTER));
+    let mut lines = vec![format!("trace {} at {}", trace(model, number), clock(at))];
+    let after = Millis(at.0 + AFTER);
+    let ends = model.lives.ends(from, after);
+    lines.extend(ends.map(|(node, at, end)| format!("{} node-{node} {}", clock(at), end.text())));
+    lines.extend(model.faults.story(from, after));
+    lines.truncate(LINES_MAX);
+    lines
 }
 
 /// The story of a trace.

@@ -207,6 +207,7 @@ fn assert_green(verdict: &Verdict) {
 fn assert_licensed(verdict: &Verdict, licence: Licence) {
     assert_green(verdict);
     assert_eq!(verdict.licensed, BTreeMap::from([(licence, 1)]));
+    assert!(verdict.first_uses[&licence][0].starts_with("trace "));
     assert_eq!(verdict.expected, BTreeMap::new());
 }
 
@@ -928,38 +929,138 @@ fn orderly_leave_of_the_exporter_licenses_nothing() {
 }
 
 #[test]
-fn large_history_is_judged_quickly() {
+fn loss_after_a_leave_to_the_only_one_left_is_licensed() {
     let mut told = Told::calm();
-    for trace in 0..60_000 {
-        let at = 1_000 + u64::from(trace % 50_000);
-        told.accept(at, 0, all_spans(trace));
-        told.export(at + 20 + ROOT_DELAY, told.owner(trace), all_spans(trace));
+    let trace = told.trace(0, 1, 2);
+    for node in [0, 3, 4] {
+        told.life(500, node, Life::Crashed);
     }
-    for turn in 0..50 {
-        let members = [(0, 1, 0), (1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 1, turn)];
-        (0..NODES).for_each(|node| told.view_of(2_000 + u64::from(turn) * 1_000, node, &members));
+    [1, 2].iter().for_each(|node| told.view(700, *node, &[1, 2]));
+    told.accept(1_000, 1, all_spans(trace));
+    told.leave(1_200, 2, &[1], 0);
+    told.crash(9_000, 1, &[]);
+    assert_licensed(&told.judge(), Licence::SingleMember);
+}
+
+#[test]
+fn lost_done_gives_the_exporter_more_time_to_crash() {
+    let mut told = Told::calm();
+    twice(&mut told, 2_100, SinkSaid::Acknowledged, (9_000, 2));
+    told.fault(2_050, 2_500, bad_link());
+    told.crash(6_000, 1, &[0, 2, 3, 4]);
+    assert_licensed(&told.judge(), Licence::ExporterCrashed);
+}
+
+#[test]
+fn what_was_done_long_ago_may_be_forgotten() {
+    let mut told = Told::calm();
+    twice(&mut told, 2_100, SinkSaid::Acknowledged, (602_200, 1));
+    let verdict = told.judge();
+    assert_eq!(verdict.licensed, BTreeMap::from([(Licence::RememberedEvicted, 1)]));
+}
+
+#[test]
+fn batch_for_a_dead_or_still_holder_is_rerouted() {
+    let mut told = Told::calm();
+    parts(&mut told);
+    told.life(500, 2, Life::Paused);
+    told.life(995, 2, Life::Woken);
+    assert_licensed(&told.judge(), Licence::Rerouted);
+
+    let mut told = Told::calm();
+    parts(&mut told);
+    told.crash(995, 2, &[0, 1, 3, 4]);
+    assert_licensed(&told.judge(), Licence::Rerouted);
+
+    // Not the batch: who stands still afterwards has it.
+    let mut told = Told::calm();
+    parts(&mut told);
+    told.life(1_100, 2, Life::Paused);
+    told.life(1_300, 2, Life::Woken);
+    assert_only(&told.judge(), Invariant::ExportedTogether, 1);
+}
+
+#[test]
+fn member_that_began_again_is_not_dropped_alive() {
+    // The others drop the former life of node 1 when the new one has just begun.
+    for (restart, is_licensed) in [(Some(1_000), false), (None, true)] {
+        let mut told = Told::calm();
+        twice(&mut told, 2_100, SinkSaid::Acknowledged, (2_300, 1));
+        if let Some(restart) = restart {
+            told.life(restart - 500, 1, Life::Crashed);
+            told.life(restart, 1, Life::Started);
+            told.view(restart, 1, &[0, 1, 2, 3, 4]);
+            told.life(restart, 1, Life::Ready);
+        }
+        told.view(2_200, 0, &[0, 2, 3, 4]);
+        told.view(2_900, 0, &[0, 1, 2, 3, 4]);
+        let licensed = told.judge().licensed.contains_key(&Licence::LiveNodeDropped);
+        assert_eq!(licensed, is_licensed, "{restart:?}");
     }
-    let history = told.end();
-    let start = tokio::time::Instant::now();
-    let verdict = check(&history);
-    eprintln!("elapsed {:?}", start.elapsed());
-    let start = tokio::time::Instant::now();
-    let model = Model::new(&history);
-    eprintln!("model {:?}", start.elapsed());
-    for (name, f) in [
-        ("loss", loss::check as fn(&Model<'_>, &mut Verdict)),
-        ("exports", exports::check),
-        ("conv", converge::check),
-        ("ending", ending::check),
-        ("placing", placing::check),
-        ("fig", figures::check),
-    ] {
-        let start = tokio::time::Instant::now();
-        f(&model, &mut Verdict::default());
-        eprintln!("{name} {:?}", start.elapsed());
+}
+
+#[test]
+fn member_that_was_dropped_and_ended_licenses_nothing_later() {
+    for (crash, is_licensed) in [(3_000, false), (29_000, true)] {
+        let mut told = Told::calm();
+        told.view(2_000, 0, &[0, 2, 3, 4]);
+        told.life(crash, 1, Life::Crashed);
+        let trace = told.trace(0, 1, 2);
+        told.accept(29_500, 0, all_spans(trace));
+        told.export(31_000, 2, all_spans(trace));
+        told.export(31_100, 2, all_spans(trace));
+        [2, 3, 4].iter().for_each(|node| told.view(crash + 500, *node, &[0, 2, 3, 4]));
+        let licensed = told.judge().licensed.contains_key(&Licence::LiveNodeDropped);
+        assert_eq!(licensed, is_licensed, "{crash}");
     }
-    let start = tokio::time::Instant::now();
-    sometimes::count(&model);
-    eprintln!("some {:?}", start.elapsed());
-    assert_green(&verdict);
+}
+
+#[test]
+fn span_in_an_export_of_another_trace_is_found() {
+    let mut told = Told::calm();
+    let one = told.trace(0, 1, 2);
+    let other = told.trace(one + 1, 1, 2);
+    told.accept(1_000, 0, all_spans(one));
+    told.accept(1_000, 0, all_spans(other));
+    let mixed = [all_spans(one), all_spans(other)].concat();
+    told.export(2_100, 1, mixed);
+    told.export(2_100, 1, all_spans(other));
+    let verdict = told.judge();
+    assert_only(&verdict, Invariant::NothingImpossible, 4);
+}
+
+#[test]
+fn leaving_node_is_in_no_view() {
+    let mut told = Told::calm();
+    told.life(70_000, 4, Life::Draining);
+    (0..NODES).for_each(|node| told.view(70_200, node, &[0, 1, 2, 3]));
+    assert_green(&told.judge());
+}
+
+#[test]
+fn where_nobody_was_active_nobody_could_accept() {
+    for (restart, is_green) in [(5_000, true), (900, false)] {
+        let mut told = Told::calm();
+        for node in 0..NODES {
+            told.life(500, node, Life::Crashed);
+            told.life(800, node, Life::Started);
+            told.life(restart, node, Life::Ready);
+            told.view(restart, node, &[0, 1, 2, 3, 4]);
+        }
+        for trace in 0..20 {
+            let request = told.request;
+            told.request(1_000, 0, all_spans(trace), Answer::Later);
+            told.add(6_000, What::GaveUp { request });
+        }
+        assert_eq!(told.judge().is_green(), is_green);
+    }
+}
+
+#[test]
+fn view_that_is_seen_at_the_end_of_its_step_counts_from_the_beginning() {
+    let mut told = Told::calm();
+    twice(&mut told, 2_100, SinkSaid::Acknowledged, (30_000, 2));
+    told.view(30_008, 2, &[0, 2, 3, 4]);
+    told.view(40_000, 2, &[0, 1, 2, 3, 4]);
+    assert_licensed(&told.judge(), Licence::LiveNodeDropped);
 }

@@ -10,7 +10,7 @@ use super::lives::Lives;
 use crate::history::{Entry, History, Life, ViewSeen, What};
 use crate::plan::{Millis, NodeNumber, Plan, node_id};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tracemesh_membership::{
     HashKey, Incarnation, MemberIndex, MemberState, Placement, Slot, View, ViewMember, Weight,
@@ -216,15 +216,25 @@ impl Views {
         dropped
     }
 
-    /// A view in words.
+    /// A view in words: the numbers of its members, `g2` behind one in its second generation, `e1`
+    /// behind one in its first epoch after that.
     pub(super) fn text(&self, view: Option<ViewIndex>) -> String {
         let Some(view) = view else { return "no view".to_owned() };
-        let member = |(node, generation, epoch): &(NodeNumber, u64, u32)| match epoch {
-            0 => format!("node-{node} ({generation})"),
-            _ => format!("node-{node} ({generation}, epoch {epoch})"),
+        let member = |(node, generation, epoch): &(NodeNumber, u64, u32)| {
+            let all = self.seen.iter().flat_map(|(view, _)| &view.members);
+            let of_node = all.filter(|other| other.0 == *node && other.1 < *generation);
+            let earlier: BTreeSet<u64> = of_node.map(|other| other.1).collect();
+            let mut text = node.to_string();
+            if !earlier.is_empty() {
+                text += &format!("g{}", earlier.len() + 1);
+            }
+            if *epoch > 0 {
+                text += &format!("e{epoch}");
+            }
+            text
         };
         let members: Vec<String> = self.seen(view).members.iter().map(member).collect();
-        format!("[{}]", members.join(", "))
+        format!("[{}]", members.join(" "))
     }
 }
 
