@@ -16,7 +16,7 @@ use crate::client::{Act, Client};
 use crate::entropy;
 use crate::events::{self, Events};
 use crate::history::{Answer, Ending, History, Life, Look, RequestNumber, ViewSeen, What};
-use crate::host::{AnswerSlot, Host};
+use crate::host::{AnswerSlot, Host, Said};
 use crate::link::Links;
 use crate::load::Load;
 use crate::network::Network;
@@ -223,33 +223,34 @@ impl Cluster {
     }
 
     fn hear_answers(&mut self) {
-        let mut still = Vec::with_capacity(self.flying.len());
-        for flying in std::mem::take(&mut self.flying) {
-            let (answer, wish) = match flying.answer.get() {
-                Some(said) => answer_of(said),
-                None if !self.hosts[flying.node].is_up() => (Answer::Broken, None),
-                None => {
-                    still.push(flying);
-                    continue;
+        let hosts = &self.hosts;
+        let is_over =
+            |flying: &Flying| flying.answer.get().is_some() || !hosts[flying.node].is_up();
+        let (over, still): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.flying).into_iter().partition(is_over);
+        self.flying = still;
+        for Flying { client, request, node, answer, .. } in over {
+            let (answer, wish, view) = match answer.get() {
+                Some(Said { answer, view }) => {
+                    let (answer, wish) = answer_of(answer);
+                    (answer, wish, Some(*view))
                 }
+                None => (Answer::Broken, None, None),
             };
-            let Flying { client, request, node, .. } = flying;
             let acts = self.clients[client].on_answer(self.now, request, node, answer, wish);
-            self.flying.append(&mut still);
-            self.act(client, acts);
-            std::mem::swap(&mut still, &mut self.flying);
+            self.act(client, acts, view);
         }
-        self.flying.append(&mut still);
     }
 
     fn let_clients_act(&mut self) {
         for client in 0..self.clients.len() {
             let acts = self.clients[client].acts(self.now);
-            self.act(client, acts);
+            self.act(client, acts, None);
         }
     }
 
-    fn act(&mut self, client: usize, acts: Vec<Act>) {
+    /// Does what a client does; an answer was given in this view.
+    fn act(&mut self, client: usize, acts: Vec<Act>, view: Option<u64>) {
         for act in acts {
             match act {
                 Act::Send(request, node) => self.send(client, request, node),
@@ -262,7 +263,9 @@ impl Cluster {
                         !meant
                     });
                 }
-                Act::Told(request, node, answer) => self.note(What::Told { request, node, answer }),
+                Act::Told(request, node, answer) => {
+                    self.note(What::Told { request, node, answer, view });
+                }
                 Act::GaveUp(request) => self.note(What::GaveUp { request }),
             }
         }
@@ -277,7 +280,7 @@ impl Cluster {
         }
         let now = self.now;
         let acts = self.clients[client].on_answer(now, request, node, Answer::Broken, None);
-        self.act(client, acts);
+        self.act(client, acts, None);
     }
 
     fn start(&mut self, node: NodeNumber) {

@@ -49,8 +49,11 @@ impl Drawing {
         self.spare = self.dice.index(3);
         let one_at_a_time = self.dice.chance(0.5);
         let memory = self.amount();
-        let cluster = self.cluster(memory);
         let link = self.link();
+        // What a lossy link cannot carry is no question of memory.
+        let is_lossy = link.loss > 0.0 || link.reordering > 0.0;
+        let memory = if is_lossy { Amount::Off } else { memory };
+        let cluster = self.cluster(memory);
         let load = self.load(memory);
         let mut faults = Vec::new();
         if one_at_a_time {
@@ -60,7 +63,7 @@ impl Drawing {
         }
         self.pauses(&mut faults);
         self.clocks(&mut faults);
-        self.network(&mut faults);
+        self.network(&mut faults, memory);
         self.sinks_and_disks(&mut faults);
         faults.sort_by_key(|timed| timed.at_ms);
         Plan {
@@ -208,8 +211,9 @@ impl Drawing {
         }
     }
 
-    fn network(&mut self, faults: &mut Vec<Timed>) {
+    fn network(&mut self, faults: &mut Vec<Timed>, memory: Amount) {
         let (partitions, pairs, links) = (self.amount(), self.amount(), self.amount());
+        let links = if memory == Amount::Off { links } else { Amount::Off };
         for at_ms in self.times(partitions) {
             let size = 1 + self.dice.index(self.nodes - 1);
             let side = self.some_nodes(size);

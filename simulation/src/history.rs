@@ -74,6 +74,8 @@ pub enum What {
         node: NodeNumber,
         /// What.
         answer: Answer,
+        /// The hash of the node's view when it answered.
+        view: Option<u64>,
     },
     /// It gave the request up.
     GaveUp {

@@ -31,7 +31,16 @@ use tracemesh::sink::Sink;
 const OLDER_BY: Duration = Duration::from_secs(10);
 
 /// Where a client finds what a node answered.
-pub type AnswerSlot = Arc<OnceLock<Result<Accepted, Refusal>>>;
+pub type AnswerSlot = Arc<OnceLock<Said>>;
+
+/// What a node answered, and the hash of the view that it had then.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The answer.
+    pub answer: Result<Accepted, Refusal>,
+    /// The view.
+    pub view: u64,
+}
 
 /// A machine, with a process on it or without.
 pub struct Host {
@@ -272,11 +281,14 @@ impl Host {
     pub fn send(&self, request: Bytes) -> Option<(AnswerSlot, AbortHandle)> {
         let process = self.process.as_ref()?;
         let slot = AnswerSlot::default();
-        let (answer, router) = (Arc::clone(&slot), process.router.clone());
+        let (said, router) = (Arc::clone(&slot), process.router.clone());
+        let mut observer = process.observer.clone();
         let exporting = charge(Some(self.number), || {
             process.runtime.spawn(async move {
-                let said = router.export(request).await;
-                charge(None, || answer.set(said.clone())).ok();
+                let answer = router.export(request).await;
+                let view = observer.view().hash();
+                // Each slot is for one answer. The client keeps it, so it is the world's.
+                let _ = charge(None, || said.set(Said { answer: answer.clone(), view }));
             })
         });
         Some((slot, exporting.abort_handle()))

@@ -126,7 +126,7 @@ fn add(
 /// What must never be seen of a node, whatever goes wrong around it.
 fn impossible(model: &Model<'_>, what: &What) -> Option<(NodeNumber, String)> {
     match what {
-        What::Told { request, node, answer: Answer::Refused } => {
+        What::Told { request, node, answer: Answer::Refused, .. } => {
             Some((*node, format!("node-{node} refused request {request} for good")))
         }
         What::Life { node, event: Life::Ended(Ending::Panicked(why)) } => {

@@ -205,9 +205,6 @@ fn same_life(model: &Model<'_>, one: &OneExport, two: &OneExport) -> bool {
         && !faults.any(|stretch| slow(stretch.fault))
 }
 
-/// The longest step between two looks at a node.
-const STEP_MAX: u64 = 100;
-
 /// Nobody is owner for long without believing it.
 fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
     let slot = model.views.slot(export.trace);

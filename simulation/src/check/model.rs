@@ -5,6 +5,7 @@
 //! is bounded by the history.
 
 use super::faults::Faults;
+use super::licence::STEP_MAX;
 use super::lives::Lives;
 use super::views::{Dropped, HoldersOf, NodeSet, ViewIndex, Views};
 use crate::history::{Answer, Entry, History, RequestNumber, SinkSaid, SpanNumber, What};
@@ -21,6 +22,8 @@ pub(super) struct Promise {
     pub(super) at: Millis,
     /// By whom.
     pub(super) entry: NodeNumber,
+    /// The hash of its view then.
+    view: Option<u64>,
 }
 
 /// One span, however often it was sent.
@@ -59,6 +62,8 @@ pub(super) struct OneRequest {
     /// To whom and when it was sent.
     pub(super) sent: Vec<(Millis, NodeNumber)>,
     pub(super) told: Vec<(Millis, NodeNumber, Answer)>,
+    /// In which view it was accepted.
+    views: BTreeMap<(Millis, NodeNumber), u64>,
     pub(super) gave_up: Option<Millis>,
 }
 
@@ -128,9 +133,12 @@ impl<'a> Model<'a> {
                 What::Sent { request, node } => {
                     self.requests.entry(*request).or_default().sent.push((*at, *node));
                 }
-                What::Told { request, node, answer } => {
+                What::Told { request, node, answer, view } => {
                     let request = self.requests.entry(*request).or_default();
                     request.told.push((*at, *node, *answer));
+                    if let (Answer::Accepted, Some(view)) = (answer, view) {
+                        request.views.insert((*at, *node), *view);
+                    }
                 }
                 What::GaveUp { request } => {
                     self.requests.entry(*request).or_default().gave_up = Some(*at);
@@ -164,7 +172,8 @@ impl<'a> Model<'a> {
         let promises: Vec<Promise> = accepted
             .map(|(at, entry, _)| {
                 let sent = request.sent.iter().rev().find(|sent| sent.1 == *entry && sent.0 <= *at);
-                Promise { sent: sent.map_or(*at, |sent| sent.0), at: *at, entry: *entry }
+                let view = request.views.get(&(*at, *entry)).copied();
+                Promise { sent: sent.map_or(*at, |sent| sent.0), at: *at, entry: *entry, view }
             })
             .collect();
         for number in numbers {
@@ -228,7 +237,11 @@ impl<'a> Model<'a> {
 
     /// The view by which a promise was made.
     pub(super) fn view_of(&self, promise: &Promise) -> Option<ViewIndex> {
-        self.views.at(promise.entry, promise.at)
+        // Several views may have come in the step in which the answer was given.
+        let since = Millis(promise.at.0.saturating_sub(STEP_MAX));
+        let mut recent = self.views.of_within(promise.entry, since, promise.at);
+        let named = recent.find(|view| Some(self.views.seen(*view).hash) == promise.view);
+        named.or_else(|| self.views.at(promise.entry, promise.at))
     }
 
     /// Who had to hold a trace by a view.

@@ -129,7 +129,7 @@ impl Told {
         self.request += 1;
         self.add(at, What::Offered { request, spans });
         self.add(at, What::Sent { request, node });
-        self.add(at + 10, What::Told { request, node, answer });
+        self.add(at + 10, What::Told { request, node, answer, view: None });
     }
 
     fn accept(&mut self, at: u64, node: NodeNumber, spans: Vec<SpanNumber>) {
