@@ -3,7 +3,9 @@
 //! Exit codes: 0 everything held; 1 a check failed, or the machine did; 2 usage, which a broken plan
 //! is too. Results go to standard output; progress and logs go to standard error.
 
+mod rebalancing;
 mod replay;
+mod speed;
 mod swarming;
 
 use crate::plan::Millis;
@@ -34,6 +36,10 @@ enum Command {
     Swarm(swarming::SwarmArguments),
     /// Runs each seed in two processes and compares all that happened
     Determinism(swarming::DeterminismArguments),
+    /// Shows what joining, leaving and crashing cost
+    Rebalance(rebalancing::Arguments),
+    /// Measures virtual time against real time
+    Speed(speed::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -88,6 +94,8 @@ impl CommandLine {
             Command::Replay(arguments) => replay::run(&arguments),
             Command::Swarm(arguments) => swarming::run_swarm(&arguments),
             Command::Determinism(arguments) => swarming::run_determinism(&arguments),
+            Command::Rebalance(arguments) => rebalancing::run(&arguments),
+            Command::Speed(arguments) => speed::run(&arguments),
         };
         match done {
             Ok(Finding::Green) => ExitCode::SUCCESS,

@@ -26,6 +26,7 @@ pub mod link;
 pub mod load;
 pub mod network;
 pub mod plan;
+pub mod rebalance;
 pub mod report;
 pub mod sink;
 pub mod spans;

@@ -91,6 +91,20 @@ pub struct ClusterOptions {
     pub drain_timeout_ms: Millis,
 }
 
+impl ClusterOptions {
+    /// Settings as a swarm draws them around, and all of them in the middle.
+    pub const DEFAULT: Self = Self {
+        replicas: 1,
+        zones: 0,
+        shards: 2,
+        memory_bytes: 256 << 20,
+        root_delay_ms: Millis(1_000),
+        age_max_ms: Millis(5_000),
+        drain_announce_ms: Millis(1_000),
+        drain_timeout_ms: Millis(20_000),
+    };
+}
+
 /// One directed link, and what it does to a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,6 +167,23 @@ pub struct LoadOptions {
     pub tries_max: u32,
     /// Share of requests that are sent again although they were accepted.
     pub repeats: f64,
+}
+
+impl LoadOptions {
+    /// 20 requests of 10 KB a second and client, from five clients.
+    pub const DEFAULT: Self = Self {
+        from_ms: Millis(3_000),
+        clients: 5,
+        requests_per_second: 20.0,
+        spans_per_request: 20,
+        span_bytes: 500,
+        spans_per_trace: 8,
+        rootless: 0.0,
+        spread_ms: Millis(500),
+        deadline_ms: Millis(10_000),
+        tries_max: 30,
+        repeats: 0.0,
+    };
 }
 
 /// A fault and when it begins.

@@ -1,0 +1,46 @@
+//! `speed`: how much virtual time passes in a second of real time.
+
+use super::{Failure, Finding, print};
+use crate::cluster::{self, Watching};
+use crate::plan::{ClusterOptions, LinkOptions, LoadOptions, Millis, Plan};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Nodes of the cluster
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=50))]
+    nodes: u16,
+    /// Virtual seconds under load
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    seconds: u32,
+}
+
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
+    let plan = plan(usize::from(arguments.nodes), arguments.seconds);
+    let begun = std::time::Instant::now();
+    let outcome = cluster::run(plan, Watching::default())?;
+    let real = begun.elapsed().as_secs_f64();
+    let passed = outcome.history.ended_at.duration().as_secs_f64();
+    let nodes = arguments.nodes;
+    let events = outcome.hash.1;
+    print(format_args!(
+        "{nodes} nodes, 20 requests of 10 KB a second and node, mutual TLS, gossip every 200 ms: \
+         {passed:.0} virtual s in {real:.2} s, {:.0} virtual s per s, {events} events\n",
+        passed / real
+    ))?;
+    Ok(Finding::Green)
+}
+
+fn plan(nodes: usize, seconds: u32) -> Plan {
+    Plan {
+        seed: 1,
+        nodes,
+        spare_nodes: 0,
+        safety_ms: Millis(u64::from(seconds) * 1000),
+        liveness_ms: Millis(60_000),
+        cluster: ClusterOptions::DEFAULT,
+        link: LinkOptions::GOOD,
+        load: LoadOptions { clients: nodes, ..LoadOptions::DEFAULT },
+        faults: Vec::new(),
+    }
+}
