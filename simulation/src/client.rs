@@ -165,6 +165,7 @@ mod tests {
             spans_per_request: 1,
             span_bytes: 1,
             spans_per_trace: 1,
+            scattered: 1.0,
             rootless: 0.0,
             spread_ms: Millis(0),
             deadline_ms: Millis(1000),

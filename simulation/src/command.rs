@@ -3,6 +3,7 @@
 //! Exit codes: 0 everything held; 1 a check failed, or the machine did; 2 usage, which a broken plan
 //! is too. Results go to standard output; progress and logs go to standard error.
 
+mod mutating;
 mod rebalancing;
 mod replay;
 mod speed;
@@ -38,6 +39,8 @@ enum Command {
     Determinism(swarming::DeterminismArguments),
     /// Shows what joining, leaving and crashing cost
     Rebalance(rebalancing::Arguments),
+    /// Plants faults in a copy of the tree and looks whether each is caught
+    Mutants(mutating::Arguments),
     /// Measures virtual time against real time
     Speed(speed::Arguments),
 }
@@ -95,6 +98,7 @@ impl CommandLine {
             Command::Swarm(arguments) => swarming::run_swarm(&arguments),
             Command::Determinism(arguments) => swarming::run_determinism(&arguments),
             Command::Rebalance(arguments) => rebalancing::run(&arguments),
+            Command::Mutants(arguments) => mutating::run(&arguments),
             Command::Speed(arguments) => speed::run(&arguments),
         };
         match done {

@@ -117,6 +117,7 @@ impl Drawing {
             // Where memory is short, it is to be used.
             span_bytes: if memory == Amount::Much { 8_000 } else { 200 + self.dice.index(600) },
             spans_per_trace: 1 + self.dice.index(12),
+            scattered: self.dice.share(),
             rootless: 0.2 * self.dice.share(),
             spread_ms: Millis(self.dice.within(0..2_000)),
             deadline_ms: Millis(self.dice.within(4_000..12_000)),

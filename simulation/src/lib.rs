@@ -24,6 +24,7 @@ pub mod history;
 pub mod host;
 pub mod link;
 pub mod load;
+pub mod mutants;
 pub mod network;
 pub mod plan;
 pub mod rebalance;

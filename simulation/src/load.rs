@@ -98,9 +98,12 @@ impl Load {
         let trace = self.next_trace;
         self.next_trace += 1;
         let rootless = self.dice.chance(self.options.rootless);
+        let scattered = self.dice.chance(self.options.scattered);
+        let only = self.dice.index(self.options.clients);
         let spread = self.options.spread_ms.duration();
         for span in 0..u16::try_from(self.options.spans_per_trace).unwrap_or(u16::MAX) {
-            let client = self.dice.index(self.options.clients);
+            let any = self.dice.index(self.options.clients);
+            let client = if scattered { any } else { only };
             let part = self.dice.share();
             let end = at + if span == 0 { spread } else { spread.mul_f64(part) };
             if span > 0 || !rootless {
@@ -130,6 +133,7 @@ mod tests {
             spans_per_request: 20,
             span_bytes: 500,
             spans_per_trace: 8,
+            scattered: 1.0,
             rootless: 0.1,
             spread_ms: Millis(500),
             deadline_ms: Millis(10_000),

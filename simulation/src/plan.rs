@@ -157,6 +157,8 @@ pub struct LoadOptions {
     pub span_bytes: usize,
     /// Spans of a trace, the root included.
     pub spans_per_trace: usize,
+    /// Share of traces whose spans come from all clients; those of the others come from one.
+    pub scattered: f64,
     /// Share of traces whose root is never sent: `age_max` decides them.
     pub rootless: f64,
     /// How far the spans of a trace are apart, at most.
@@ -178,6 +180,7 @@ impl LoadOptions {
         spans_per_request: 20,
         span_bytes: 500,
         spans_per_trace: 8,
+        scattered: 1.0,
         rootless: 0.0,
         spread_ms: Millis(500),
         deadline_ms: Millis(10_000),
@@ -498,6 +501,7 @@ impl Plan {
         within("load.spans_per_trace", load.spans_per_trace, 1..=10_000)?;
         within("load.span_bytes", load.span_bytes, 0..=1 << 20)?;
         within("load.tries_max", load.tries_max, 1..=1000)?;
+        within("load.scattered", load.scattered, 0.0..=1.0)?;
         within("load.rootless", load.rootless, 0.0..=1.0)?;
         within("load.repeats", load.repeats, 0.0..=1.0)?;
         self.faults.iter().enumerate().try_for_each(|(number, timed)| {

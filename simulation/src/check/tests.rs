@@ -38,6 +38,7 @@ fn plan() -> Plan {
         spans_per_request: 4,
         span_bytes: 100,
         spans_per_trace: usize::from(SPANS),
+        scattered: 1.0,
         rootless: 0.0,
         spread_ms: Millis(100),
         deadline_ms: Millis(3_000),

@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
     let nodes = arguments.nodes;
     let events = outcome.hash.1;
     print(format_args!(
-        "{nodes} nodes, 20 requests of 10 KB a second and node, mutual TLS, gossip every 200 ms: \
+        "{nodes} nodes, 20 batches of 10 KB a second and node, mutual TLS, gossip every 200 ms: \
          {passed:.0} virtual s in {real:.2} s, {:.0} virtual s per s, {events} events\n",
         passed / real
     ))?;
@@ -40,7 +40,16 @@ fn plan(nodes: usize, seconds: u32) -> Plan {
         liveness_ms: Millis(60_000),
         cluster: ClusterOptions::DEFAULT,
         link: LinkOptions::GOOD,
-        load: LoadOptions { clients: nodes, ..LoadOptions::DEFAULT },
+        // Each request is one trace, which is a batch for its owner and one for its replica.
+        load: LoadOptions {
+            clients: nodes,
+            requests_per_second: 10.0,
+            spans_per_request: 20,
+            spans_per_trace: 20,
+            scattered: 0.0,
+            spread_ms: Millis(0),
+            ..LoadOptions::DEFAULT
+        },
         faults: Vec::new(),
     }
 }

@@ -1,0 +1,252 @@
+//! The checks themselves, checked: the tree with one planted fault at a time has to be caught.
+//!
+//! A mutant is a patch file in `simulation/mutants`, with its story above the patch and the number
+//! of seeds within which it must be caught. It is applied to a copy of the tree, built, and run seed
+//! by seed until a check fails that does not fail without the mutant. The invariant: a mutant is
+//! caught, or survives, or does not apply, or does not build, and only the first is good. The tree
+//! that is checked out is never touched; copy and build stay in `target/mutants`, so that the next
+//! mutant rebuilds what it changed and nothing else.
+
+use crate::check::Invariant;
+use crate::swarm::{self, Settings};
+use anyhow::{Context, bail};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Where mutants are, from the root of the repository.
+const DIRECTORY: &str = "simulation/mutants";
+
+/// A mutant may hang; then it is caught.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// One planted fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    /// The file's name without its ending.
+    pub name: String,
+    /// What was planted, in a sentence or two.
+    pub story: String,
+    /// Seeds within which it must be caught.
+    pub seeds: u64,
+    /// Virtual minutes of each.
+    pub minutes: String,
+    path: PathBuf,
+}
+
+/// What became of a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// A check failed that holds without it.
+    Caught {
+        /// With this seed.
+        seed: u64,
+        /// What failed; nothing, when the process died or hung.
+        invariants: Vec<Invariant>,
+    },
+    /// No check failed: a hole in the checks.
+    Survived,
+    /// The code has changed under it: mend the patch.
+    DoesNotApply(String),
+    /// Mend the patch.
+    DoesNotBuild(String),
+}
+
+/// All mutants of a repository, by name.
+///
+/// # Errors
+/// There are none, or one cannot be read or does not say how soon it must be caught.
+pub fn all(root: &Path) -> anyhow::Result<Vec<Mutant>> {
+    let directory = root.join(DIRECTORY);
+    let entries = fs::read_dir(&directory).with_context(|| {
+        format!("{} cannot be read; run this at the root of the repository", directory.display())
+    })?;
+    let mut mutants = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new("patch")) {
+            let text = fs::read_to_string(&path);
+            let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+            mutants.push(parse(&path, &text)?);
+        }
+    }
+    mutants.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(mutants)
+}
+
+fn parse(path: &Path, text: &str) -> anyhow::Result<Mutant> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let head = text.split("\ndiff --git").next().unwrap_or_default();
+    let value =
+        |key: &str| head.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+    let (Some(seeds), Some(minutes)) = (value("Seeds"), value("Minutes")) else {
+        bail!("{}: lines `Seeds: N` and `Minutes: N` must stand above the patch", path.display());
+    };
+    let seeds = seeds.parse().with_context(|| format!("{}: Seeds: {seeds}", path.display()))?;
+    let told = head.lines().take_while(|line| !line.starts_with("Seeds: "));
+    let story = told.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    Ok(Mutant { name, story, seeds, minutes: minutes.to_owned(), path: path.to_owned() })
+}
+
+/// A copy of the tree in which mutants are built.
+#[derive(Debug)]
+pub struct Laboratory {
+    root: PathBuf,
+    tree: PathBuf,
+    builds: PathBuf,
+    /// This program, in which nothing is planted.
+    sound: PathBuf,
+    jobs: usize,
+}
+
+impl Laboratory {
+    /// A laboratory below `root`, the root of the repository.
+    pub fn new(root: &Path, sound: PathBuf, jobs: usize) -> Self {
+        let directory = root.join("target/mutants");
+        let (tree, builds) = (directory.join("tree"), directory.join("target"));
+        Self { root: root.to_owned(), tree, builds, sound, jobs }
+    }
+
+    /// Plants one fault and looks whether it is caught.
+    ///
+    /// # Errors
+    /// The machine has no room, or git or cargo cannot be run.
+    pub fn try_out(&self, mutant: &Mutant) -> anyhow::Result<Fate> {
+        self.copy_tree()?;
+        if let Some(why) = self.apply(mutant)? {
+            return Ok(Fate::DoesNotApply(why));
+        }
+        match self.build()? {
+            Err(why) => Ok(Fate::DoesNotBuild(why)),
+            Ok(program) => self.hunt(mutant, program),
+        }
+    }
+
+    /// Brings the copy up to date; a file that is the same keeps its time, and needs no new build.
+    fn copy_tree(&self) -> anyhow::Result<()> {
+        let mut git = Command::new("git");
+        git.current_dir(&self.root).args(["ls-files", "-z", "--cached", "--others"]);
+        let listed = git.arg("--exclude-standard").output().context("git cannot be run")?;
+        let listed = String::from_utf8(listed.stdout).context("names of files")?;
+        for name in listed.split('\0').filter(|name| !name.is_empty()) {
+            let Ok(content) = fs::read(self.root.join(name)) else { continue };
+            let copy = self.tree.join(name);
+            if fs::read(&copy).ok().as_ref() != Some(&content) {
+                let parent = copy.parent().unwrap_or(&self.tree);
+                fs::create_dir_all(parent)?;
+                fs::write(&copy, content).with_context(|| format!("{}", copy.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the patch does not apply, if it does not.
+    fn apply(&self, mutant: &Mutant) -> anyhow::Result<Option<String>> {
+        let mut git = Command::new("git");
+        git.current_dir(&self.tree).arg("apply").arg(self.root.join(&mutant.path));
+        // The copy lies inside of the repository and must not be taken for a part of it.
+        git.env("GIT_CEILING_DIRECTORIES", self.tree.parent().unwrap_or(&self.tree));
+        let applied = git.output().context("git cannot be run")?;
+        let why = String::from_utf8_lossy(&applied.stderr).trim().to_owned();
+        Ok((!applied.status.success()).then_some(why))
+    }
+
+    /// The program with the fault in it, or why there is none.
+    fn build(&self) -> anyhow::Result<Result<PathBuf, String>> {
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(&self.tree).args(["build", "--release", "--locked", "--quiet"]);
+        cargo.args(["-p", "tracemesh-simulation", "--target-dir"]).arg(&self.builds);
+        let built = cargo.output().context("cargo cannot be run")?;
+        if built.status.success() {
+            return Ok(Ok(self.builds.join("release/tracemesh-sim")));
+        }
+        let said = String::from_utf8_lossy(&built.stderr);
+        Ok(Err(said
+            .lines()
+            .filter(|line| line.starts_with("error"))
+            .collect::<Vec<_>>()
+            .join("; ")))
+    }
+
+    /// Runs seeds, a few at a time, until one fails that does not fail without the mutant.
+    fn hunt(&self, mutant: &Mutant, program: PathBuf) -> anyhow::Result<Fate> {
+        let arguments = vec!["--minutes".to_owned(), mutant.minutes.clone()];
+        let mut first = 0;
+        while first < mutant.seeds {
+            let next = mutant.seeds.min(first + self.jobs as u64);
+            let settings = Settings {
+                program: program.clone(),
+                arguments: arguments.clone(),
+                seeds: first..next,
+                jobs: self.jobs,
+                patience: PATIENCE,
+            };
+            let summary = swarm::run(&settings, |_, _| {});
+            let red = summary.swarm.red.into_iter();
+            let broken = summary.broken.into_keys().map(|seed| (seed, Vec::new()));
+            for (seed, invariants) in red.chain(broken) {
+                let sound = Settings { program: self.sound.clone(), ..settings.clone() };
+                let report = swarm::simulate(&sound, seed)?;
+                let known = report.verdict.unexpected;
+                let fails_anyway = invariants.iter().all(|one| known.contains_key(one));
+                if invariants.is_empty() || !fails_anyway {
+                    return Ok(Fate::Caught { seed, invariants });
+                }
+            }
+            first = next;
+        }
+        Ok(Fate::Survived)
+    }
+}
+
+/// So many of the mutants, others for every `number`, so that all have their turn.
+pub fn rotate(mutants: Vec<Mutant>, count: usize, number: usize) -> Vec<Mutant> {
+    let len = mutants.len().max(1);
+    let count = count.min(mutants.len());
+    let mut turn = mutants.into_iter().cycle().skip(number * count % len);
+    (0..count).filter_map(|_| turn.next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "A span is acknowledged\nafter one copy.\n\nSeeds: 20\nMinutes: 0.5\n
+diff --git a/x b/x\n--- a/x\n+++ b/x\n";
+
+    fn mutant(name: &str) -> Mutant {
+        parse(Path::new(&format!("simulation/mutants/{name}.patch")), TEXT).unwrap()
+    }
+
+    #[test]
+    fn mutant_tells_its_story_and_how_soon_it_must_be_caught() {
+        let mutant = mutant("one");
+        assert_eq!((mutant.seeds, mutant.minutes.as_str()), (20, "0.5"));
+        assert_eq!(
+            (mutant.name.as_str(), mutant.story.as_str()),
+            ("one", "A span is acknowledged after one copy.")
+        );
+        let error = parse(Path::new("x.patch"), "diff --git a/x b/x").unwrap_err();
+        assert!(error.to_string().contains("Seeds: N"), "{error}");
+    }
+
+    #[test]
+    fn every_mutant_has_its_turn() {
+        let all: Vec<_> = ["a", "b", "c", "d", "e"].map(mutant).into();
+        let names = |number| -> Vec<String> {
+            rotate(all.clone(), 3, number).into_iter().map(|mutant| mutant.name).collect()
+        };
+        assert_eq!(names(0), ["a", "b", "c"]);
+        assert_eq!(names(1), ["d", "e", "a"]);
+        assert_eq!(rotate(all.clone(), 9, 1).len(), 5);
+        assert!(rotate(Vec::new(), 3, 1).is_empty());
+    }
+
+    #[test]
+    fn mutants_of_this_repository_can_be_read() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        assert!(all(root).unwrap().len() >= 8);
+    }
+}
