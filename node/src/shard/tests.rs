@@ -405,6 +405,10 @@ impl Decide for Panics {
         assert!(trace.trace_id != id(13), "planted");
         Verdict::SampledOut
     }
+
+    fn boxed(&self) -> Box<dyn Decide> {
+        Box::new(Self)
+    }
 }
 
 #[test]
