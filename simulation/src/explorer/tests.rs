@@ -1,0 +1,1 @@
+//! What the explorer promises of itself.
