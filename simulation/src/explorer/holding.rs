@@ -15,7 +15,7 @@ use tracemesh::assemble::part::{self, PartReply};
 use tracemesh::cut::Cut;
 use tracemesh::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Verdict};
 use tracemesh::scan::scan_trusted;
-use tracemesh::shard::{Answer, HoldPart, Known, SETTLE_MAX};
+use tracemesh::shard::{Answer, HoldPart, SETTLE_MAX};
 use tracemesh::spans::TraceId;
 
 /// What a node's shards were just told.
@@ -151,8 +151,9 @@ impl World {
             let sum = shard.sum(id).filter(|_| ignores_sum).unwrap_or(done.sum);
             shard.on_done(node.now, id, done.verdict(), sum);
             self.after(number, Cause::Done);
-            let Known { held, done, .. } = self.nodes[number].known[trace];
-            if held != 0 || done == 0 {
+            let covered = self.keeper(number, trace).and_then(|keeper| keeper.shard.sum(id));
+            let is_all = covered == Some(sum) && self.nodes[number].known[trace].held == 0;
+            if !is_all {
                 self.witness.trace_facts[trace] |= Facts::DONE_UNLIKE;
             }
         }
@@ -331,8 +332,10 @@ impl World {
 
     /// P3 and P4, seen from outside: somebody else has what a node forgets.
     fn check_given_up(&mut self, number: usize, trace: usize, spans: u8) {
-        let placement = &self.nodes[number].placement;
+        let Some(keeper) = self.keeper(number, trace) else { return };
+        let placement = &keeper.placement;
         let holders = placement.holders(self.plan.traces[trace].slot);
+        let members = placement.view().members().len();
         let owner = holders.map(|holders| &placement.view().members()[holders.owner as usize]);
         let owner_lives_on = owner.is_some_and(|member| {
             let owner = &self.nodes[self.plan.node(&member.id)];
@@ -341,6 +344,10 @@ impl World {
         let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != number);
         let elsewhere = others.fold(0, |has, (_, node)| has | node.has(trace));
         let lacking = spans & !elsewhere & !self.witness.finished(trace, self.plan.setting.sinks);
+        if members < 2 {
+            // Whoever is left has no replica: I1 does not reach further.
+            self.witness.accepted_single[trace] |= spans;
+        }
         if owner_lives_on && lacking != 0 {
             let what = format!("node {number} forgets trace {trace} spans {lacking:b}");
             self.violate(Invariant::GivenUp, what);

@@ -16,6 +16,7 @@ use tracemesh::entry::{Answer, Copies, OpenRequest, Outcome, Send, Step};
 use tracemesh::frame::HoldReply;
 use tracemesh::reach::Routing;
 use tracemesh::route::batch::{Batching, merge, own_part};
+use tracemesh_membership::MemberState;
 
 /// One request.
 #[derive(Clone)]
@@ -268,18 +269,19 @@ impl World {
     }
 
     /// E4, seen from outside: of the members of the entry node's view, as many have the spans as
-    /// the view asks for. Members that ended, left or are another incarnation by now are believed.
+    /// the view asks for. Members that ended, are leaving or another incarnation by now are
+    /// believed: they may have lost or handed over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
         let members = company.iter().flatten().count();
         let wanted = members.clamp(1, 2);
         for span in (0..8).map(|at| 1_u8 << at).filter(|span| spans & span != 0) {
             let has = |member: usize| {
-                let Some((incarnation, state)) = company[member] else { return false };
+                let Some((incarnation, _)) = company[member] else { return false };
                 let node = &self.nodes[member];
                 let is_same = node.exists()
                     && node.incarnation.generation == incarnation.generation
-                    && node.state == state;
+                    && node.state == MemberState::Active;
                 !is_same || node.has(trace) & span != 0
             };
             let having = (0..self.nodes.len()).filter(|&member| has(member)).count();

@@ -24,6 +24,7 @@ pub struct Small {
     pub about: &'static str,
     budget: Budget,
     work: &'static [u8],
+    nodes: usize,
     started: usize,
     order: [usize; 4],
 }
@@ -47,13 +48,34 @@ const CALM: Small = Small {
     about: "3 nodes, 1 span, no fault",
     budget: NO_FAULT,
     work: &[1],
+    nodes: 3,
     started: 3,
     order: [0, 1, 2, 3],
 };
 
+const PAIR: Small = Small { nodes: 2, started: 2, ..CALM };
+
 /// All of them, smallest first.
 pub const SMALL: &[Small] = &[
     CALM,
+    Small {
+        name: "pair-crash",
+        about: "2 nodes, 1 span, 1 crash",
+        budget: Budget { crash: 1, ..NO_FAULT },
+        ..PAIR
+    },
+    Small {
+        name: "pair-loss",
+        about: "2 nodes, 1 span, 1 lost message",
+        budget: Budget { drop: 1, ..NO_FAULT },
+        ..PAIR
+    },
+    Small {
+        name: "pair-sink",
+        about: "2 nodes, 1 span, 1 other answer of the sink",
+        budget: Budget { sink: 1, ..NO_FAULT },
+        ..PAIR
+    },
     Small { name: "two", about: "3 nodes, 2 spans, no fault", work: &[1, 2], ..CALM },
     Small {
         name: "loss",
@@ -117,6 +139,7 @@ impl Small {
     /// The world's setting; requests enter at the first node.
     pub fn setting(&self, bug: Option<Bug>) -> Setting {
         Setting {
+            nodes: self.nodes,
             started: self.started,
             orders: vec![self.order],
             work: self.work.iter().map(|&spans| vec![(0, spans)]).collect(),
