@@ -26,6 +26,7 @@ mod network;
 pub mod check;
 pub mod choices;
 
+pub mod schedule;
 pub mod search;
 pub mod story;
 pub mod walk;

@@ -1,10 +1,11 @@
 //! The explorer's command line.
 
 use super::bugs::Bug;
+use super::check::LICENCES;
 use super::search::{SMALL, search};
 use super::setting::Atlas;
 use super::story::story;
-use super::walk::{Ended, walk};
+use super::walk::{Ended, Twist, walk};
 use super::witness::Invariant;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -45,6 +46,12 @@ enum What {
         #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
         walks_max: u64,
     },
+    /// Withhold each excuse, and show the first walk that needs it
+    Licences {
+        /// Walks for each excuse
+        #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+        walks_max: u64,
+    },
     /// Search a small world completely
     Search {
         /// Which: `list` names them
@@ -76,11 +83,12 @@ pub fn run(explore: &Explore, out: &mut impl Write) -> io::Result<ExitCode> {
     match &explore.what {
         What::Walk { seeds, bug } => walk_all(seeds.clone(), *bug, &atlas, out),
         What::Tell { seed, bug } => {
-            let (text, ended) = story(*seed, *bug, &atlas);
+            let (text, ended) = story(*seed, Twist { bug: *bug, withheld: None }, &atlas);
             write!(out, "{text}")?;
             Ok(code(ended.violation.is_none()))
         }
         What::Bugs { walks_max } => hunt_all(*walks_max, &atlas, out),
+        What::Licences { walks_max } => try_licences(*walks_max, &atlas, out),
         What::Search { name, states_max, bug } => search_one(name, *states_max, *bug, &atlas, out),
     }
 }
@@ -97,11 +105,13 @@ fn walk_all(
 ) -> io::Result<ExitCode> {
     let began = Instant::now();
     let count = seeds.end - seeds.start;
-    let mut steps = 0;
+    let (mut steps, mut accepted, mut finished) = (0, 0_u64, 0_u64);
     let mut broken: BTreeMap<Invariant, (u64, u64, Ended)> = BTreeMap::new();
     for seed in seeds {
-        let ended = walk(seed, bug, atlas, |_, _, _| {});
+        let ended = walk(seed, Twist { bug, withheld: None }, atlas, |_, _, _| {});
         steps += ended.steps;
+        accepted += u64::from(ended.accepted);
+        finished += u64::from(ended.finished);
         let Some(violation) = &ended.violation else { continue };
         let known = broken.entry(violation.invariant).or_insert((0, seed, ended.clone()));
         known.0 += 1;
@@ -116,6 +126,7 @@ fn walk_all(
         out,
         "{count} walks, {steps} steps, {violations} violations, {seconds:.1} s, {rate:.0} steps/s"
     )?;
+    writeln!(out, "{accepted} spans acknowledged, {finished} of them finished")?;
     for (times, seed, ended) in broken.values() {
         let Some(violation) = &ended.violation else { continue };
         writeln!(out, "{violation}: {times} times, shortest: seed {seed}, {} steps", ended.steps)?;
@@ -126,19 +137,39 @@ fn walk_all(
 fn hunt_all(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
     let mut all_caught = true;
     for bug in Bug::ALL {
-        let caught = (0..walks_max).find_map(|seed| {
-            let ended = walk(seed, Some(bug), atlas, |_, _, _| {});
-            ended.violation.map(|violation| (seed, ended.steps, violation))
-        });
+        let twist = Twist { bug: Some(bug), withheld: None };
+        let caught = first_violation(walks_max, twist, atlas);
         all_caught &= caught.is_some();
-        match caught {
-            Some((seed, steps, violation)) => {
-                writeln!(out, "{bug:?}: caught by walk {seed} after {steps} steps: {violation}")?;
-            }
-            None => writeln!(out, "{bug:?}: not caught in {walks_max} walks")?,
-        }
+        writeln!(out, "{bug:?}: {}", tell_catch(caught, walks_max))?;
     }
     Ok(code(all_caught))
+}
+
+fn try_licences(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
+    let mut all_needed = true;
+    for (number, licence) in LICENCES.iter().enumerate() {
+        let twist = Twist { bug: None, withheld: Some(number) };
+        let caught = first_violation(walks_max, twist, atlas);
+        all_needed &= caught.is_some();
+        let (invariant, until, reason) = (licence.invariant, licence.until, licence.reason);
+        let told = tell_catch(caught, walks_max);
+        writeln!(out, "{number} {invariant:?} ({until:?}: {reason}): {told}")?;
+    }
+    Ok(code(all_needed))
+}
+
+fn first_violation(walks_max: u64, twist: Twist, atlas: &Arc<Atlas>) -> Option<(u64, Ended)> {
+    let mut walks = (0..walks_max).map(|seed| (seed, walk(seed, twist, atlas, |_, _, _| {})));
+    walks.find(|(_, ended)| ended.violation.is_some())
+}
+
+fn tell_catch(caught: Option<(u64, Ended)>, walks_max: u64) -> String {
+    match caught {
+        Some((seed, Ended { steps, violation: Some(violation), .. })) => {
+            format!("caught by walk {seed} after {steps} steps: {violation}")
+        }
+        _ => format!("not caught in {walks_max} walks"),
+    }
 }
 
 fn search_one(

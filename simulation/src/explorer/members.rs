@@ -37,7 +37,6 @@ impl World {
                 self.witness.trace_facts[trace] |= Facts::CRASHED_UNTOLD;
             }
         }
-        self.note_untold();
         self.witness.on_change(Facts::CRASHED);
         self.end(node, Life::Down);
     }

@@ -111,6 +111,8 @@ pub struct Setting {
     pub lagging: bool,
     /// A planted bug.
     pub bug: Option<Bug>,
+    /// An excuse that does not count, by its place in [`LICENCES`](super::check::LICENCES).
+    pub withheld: Option<usize>,
     /// How often each kind of fault may happen.
     pub budget: Budget,
 }
@@ -130,6 +132,7 @@ impl Default for Setting {
             entry: None,
             lagging: false,
             bug: None,
+            withheld: None,
             budget: Budget::default(),
         }
     }

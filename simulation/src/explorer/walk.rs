@@ -58,9 +58,19 @@ impl Dice {
     }
 }
 
+/// What is changed in all worlds of some walks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Twist {
+    /// A bug is planted.
+    pub bug: Option<Bug>,
+    /// An excuse does not count.
+    pub withheld: Option<usize>,
+}
+
 /// The world of a seed.
-pub fn draw(dice: &mut Dice, bug: Option<Bug>) -> Setting {
-    let mut setting = Setting { bug, ..Setting::default() };
+pub fn draw(dice: &mut Dice, twist: Twist) -> Setting {
+    let Twist { bug, withheld } = twist;
+    let mut setting = Setting { bug, withheld, ..Setting::default() };
     setting.nodes = 3 + dice.below(2) as usize;
     setting.started = setting.nodes - usize::from(dice.one_in(2));
     setting.shards = 1 + usize::from(dice.one_in(4));
@@ -166,19 +176,36 @@ fn draw_budget(dice: &mut Dice) -> Budget {
 pub struct Ended {
     /// Steps taken.
     pub steps: usize,
+    /// Spans that were acknowledged.
+    pub accepted: u32,
+    /// Of these: exported, sampled out, or refused by the sinks.
+    pub finished: u32,
     /// The promise that was broken, if one was.
     pub violation: Option<Violation>,
+}
+
+impl Ended {
+    fn new(world: &World, steps: usize, violation: Option<Violation>) -> Self {
+        let (mut accepted, mut finished) = (0, 0);
+        for trace in 0..world.plan.traces.len() {
+            let spans = world.witness.accepted[trace];
+            accepted += spans.count_ones();
+            let done = world.witness.finished(trace, world.plan.setting.sinks);
+            finished += (spans & done).count_ones();
+        }
+        Self { steps, accepted, finished, violation }
+    }
 }
 
 /// Walks the world of one seed; `watch` sees each action before it is done.
 pub fn walk(
     seed: u64,
-    bug: Option<Bug>,
+    twist: Twist,
     atlas: &Arc<Atlas>,
     mut watch: impl FnMut(usize, &World, Action),
 ) -> Ended {
     let mut dice = Dice::new(seed);
-    let setting = draw(&mut dice, bug);
+    let setting = draw(&mut dice, twist);
     let plan = Arc::new(Plan::new(setting, Arc::clone(atlas), Instant::now()));
     let mut world = World::new(plan);
     let fault_steps = 20 + dice.below(120) as usize;
@@ -197,18 +224,18 @@ pub fn walk(
             world.choices(phase, &mut choices);
         }
         let Some(action) = pick(&mut dice, &choices) else {
-            return Ended { steps, violation: world.check_at_rest().err() };
+            return Ended::new(&world, steps, world.check_at_rest().err());
         };
         watch(steps, &world, action);
         world.apply(action);
         steps += 1;
         if let Err(violation) = world.check() {
-            return Ended { steps, violation: Some(violation) };
+            return Ended::new(&world, steps, Some(violation));
         }
         if phase == Phase::Healing && steps - healing_from > HEALING_STEPS_MAX {
             let what = format!("no rest within {HEALING_STEPS_MAX} steps without faults");
             let violation = Some(Violation { invariant: Invariant::Rest, what });
-            return Ended { steps, violation };
+            return Ended::new(&world, steps, violation);
         }
     }
 }
