@@ -1,8 +1,9 @@
 //! The promises of PROTOCOL.md as far as the landed rules keep them, and what excuses what.
 //!
-//! [`LICENCES`] is the one list of excuses. Some are the protocol's own and stay. The others stand
-//! there only until placing exists (rules P1 to P5 and calm by settled views): whoever builds it
-//! removes them, and the walks say what is still missing. What holds without any excuse (E4, D1,
+//! [`LICENCES`] is the one list of excuses. Some are the protocol's own and stay, also where no walk
+//! needs them yet. The others stand there only until placing exists (rules P1 to P5 and calm by
+//! settled views): whoever builds it removes them, and the walks say what is still missing; an
+//! excuse that is withheld shows the first walk that needs it. What holds without any excuse (E4, D1,
 //! the giving up of copies) is checked where it happens, in `requests` and `holding`.
 
 use super::witness::{Facts, Invariant, Violation};
@@ -67,12 +68,6 @@ pub const LICENCES: &[Licence] = &[
     ),
     licence(
         ExportedOnce,
-        Facts::DONE_LOST.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(
-        ExportedOnce,
         Facts::DONE_UNLIKE.0 | Facts::LEFT.0,
         Placing,
         "what is remembered is not handed over",
@@ -90,7 +85,6 @@ pub const LICENCES: &[Licence] = &[
     licence(Together, Facts::LAST_LEFT.0, Always, "as for exported once"),
     licence(Together, Facts::REROUTED.0, Always, "a batch was routed around a holder"),
     licence(Together, Facts::LOSSY.0, Always, "frames were lost or came twice"),
-    licence(Together, Facts::CRASHED.0, Placing, "the new owner does not wait for what is offered"),
     licence(Together, Facts::LEFT.0, Placing, "the new owner does not wait for what is offered"),
     licence(Together, Facts::JOINED.0, Placing, "the new owner does not wait for what is offered"),
     licence(OneVerdict, Facts::SUSPECTED.0, Always, "I2 (d)"),
@@ -111,12 +105,6 @@ pub const LICENCES: &[Licence] = &[
     ),
     licence(
         OneVerdict,
-        Facts::DONE_LOST.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(
-        OneVerdict,
         Facts::DONE_UNLIKE.0 | Facts::LEFT.0,
         Placing,
         "what is remembered is not handed over",
@@ -131,8 +119,6 @@ pub const LICENCES: &[Licence] = &[
     licence(Counters, Facts::LEFT.0, Always, "views were not stable"),
     licence(Counters, Facts::JOINED.0, Always, "views were not stable"),
     licence(Counters, Facts::STOOD_STILL.0, Always, "views were not stable"),
-    licence(Counters, Facts::UNCALM.0, Always, "counted as decided uncalm"),
-    licence(Counters, Facts::UNANSWERED.0, Always, "counted as unanswered"),
 ];
 
 /// Whether these facts excuse a breach, when one of the excuses is withheld.

@@ -148,10 +148,6 @@ impl World {
         sent.ended = true;
         sent.held = matches!(outcome, Outcome::Held(_));
         let step = open.request.on_outcome(batch, outcome);
-        if self.has(Bug::AcknowledgeOwnerAlone) && self.owner_holds(request) {
-            self.conclude(request, Answer::Accepted(Copies::Replicated));
-            return;
-        }
         self.advance(request, step);
     }
 
@@ -173,6 +169,9 @@ impl World {
                     }
                 }
             }
+        }
+        if self.has(Bug::AcknowledgeOwnerAlone) && self.owner_holds(request) {
+            self.conclude(request, Answer::Accepted(Copies::Replicated));
         }
     }
 

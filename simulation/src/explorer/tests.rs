@@ -173,3 +173,92 @@ fn owner_that_restarts_has_to_acknowledge_again() {
     assert_caught(setting, Bug::KeepAcknowledgement, &steps, Invariant::Acknowledged);
     assert_caught(setting, Bug::TargetsOfStart, &steps, Invariant::Acknowledged);
 }
+
+#[test]
+fn replica_takes_over_what_was_not_exported_and_nothing_else() {
+    let steps = [&STORED[..], &EXPORTED, &[Step::Do(Action::Crash(0))]].concat();
+    let setting = |bug| three(Budget { crash: 1, ..Budget::default() }, bug);
+    assert_caught(setting, Bug::NoDone, &steps, Invariant::ExportedOnce);
+}
+
+#[test]
+fn done_does_not_cover_what_came_after_it() {
+    let later = [Step::Deliver(Kind::Done, 0, 1), Step::Do(Action::Crash(0))];
+    let steps = [&STORED[..], &EXPORTED, &STORED, &later].concat();
+    let budget = Budget { crash: 1, ..Budget::default() };
+    let setting = |bug| Setting { work: vec![vec![(0, 1)], vec![(0, 2)]], ..three(budget, bug) };
+    assert_caught(setting, Bug::DoneWithoutSum, &steps, Invariant::NothingLost);
+}
+
+#[test]
+fn lost_done_is_asked_for() {
+    let steps = [&STORED[..], &EXPORTED, &[Step::Lose(Kind::Done, 0, 1)]].concat();
+    let setting = |bug| three(Budget { drop: 1, ..Budget::default() }, bug);
+    assert_caught(setting, Bug::NoAsking, &steps, Invariant::Rest);
+}
+
+#[test]
+fn sink_that_says_nothing_is_tried_again() {
+    let steps = [
+        Step::Timers(0),
+        Step::Sink(0, SinkSays::LostUnanswered),
+        Step::Deliver(Kind::Answer, 0, 0),
+    ];
+    let steps = [&STORED[..], &steps].concat();
+    let setting = |bug| three(Budget { sink: 1, ..Budget::default() }, bug);
+    assert_caught(setting, Bug::TrustSilentSink, &steps, Invariant::NothingLost);
+}
+
+#[test]
+fn leaving_node_keeps_what_the_owner_lacks() {
+    let steps = [
+        Step::Do(Action::Submit(2)),
+        Step::Deliver(Kind::Hold, 2, 1),
+        Step::Do(Action::Leave(1)),
+        Step::Do(Action::Gossip(0, 1)),
+        Step::Timers(1),
+        Step::Deliver(Kind::Hold, 1, 0),
+        Step::Deliver(Kind::Reply, 0, 1),
+    ];
+    let setting = |bug| three(Budget { leave: 1, ..Budget::default() }, bug);
+    assert_caught(setting, Bug::IgnoreWanted, &steps, Invariant::GivenUp);
+    assert_caught(setting, Bug::ForgetWhileOffering, &steps, Invariant::GivenUp);
+}
+
+#[test]
+fn leaving_node_keeps_what_came_after_it_asked() {
+    let steps = [
+        Step::Do(Action::Submit(2)),
+        Step::Do(Action::Leave(1)),
+        Step::Do(Action::Gossip(0, 1)),
+        Step::Timers(1),
+        Step::Deliver(Kind::Hold, 1, 0),
+        Step::Deliver(Kind::Hold, 2, 1),
+        Step::Deliver(Kind::Reply, 0, 1),
+    ];
+    let steps = [&STORED[..], &steps].concat();
+    let budget = Budget { leave: 1, ..Budget::default() };
+    let setting = |bug| Setting { work: vec![vec![(0, 1)], vec![(0, 2)]], ..three(budget, bug) };
+    assert_caught(setting, Bug::ConfirmStale, &steps, Invariant::GivenUp);
+}
+
+#[test]
+fn leaving_node_believes_the_present_owner_only() {
+    let steps = [
+        Step::Do(Action::Leave(1)),
+        Step::Do(Action::Gossip(0, 1)),
+        Step::Timers(1),
+        Step::Deliver(Kind::Hold, 1, 0),
+        Step::Do(Action::Crash(0)),
+        Step::Do(Action::Start(0)),
+        Step::Do(Action::Gossip(0, 1)),
+        Step::Do(Action::Gossip(0, 2)),
+        Step::Do(Action::Activate(0)),
+        Step::Do(Action::Gossip(1, 0)),
+        Step::Deliver(Kind::Reply, 0, 1),
+    ];
+    let steps = [&STORED[..], &steps].concat();
+    let budget = Budget { leave: 1, crash: 1, start: 1, ..Budget::default() };
+    let setting = |bug| three(budget, bug);
+    assert_caught(setting, Bug::ConfirmByFormer, &steps, Invariant::GivenUp);
+}
