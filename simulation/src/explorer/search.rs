@@ -76,6 +76,24 @@ pub const SMALL: &[Small] = &[
         budget: Budget { sink: 1, ..NO_FAULT },
         ..PAIR
     },
+    Small {
+        name: "pair-leave",
+        about: "2 nodes, 1 span, 1 drain",
+        budget: Budget { leave: 1, ..NO_FAULT },
+        ..PAIR
+    },
+    Small {
+        name: "pair-pause",
+        about: "2 nodes, 1 span, 1 stand-still",
+        budget: Budget { pause: 1, ..NO_FAULT },
+        ..PAIR
+    },
+    Small {
+        name: "pair-restart",
+        about: "2 nodes, 1 span, 1 crash and restart",
+        budget: Budget { crash: 1, start: 1, ..NO_FAULT },
+        ..PAIR
+    },
     Small { name: "two", about: "3 nodes, 2 spans, no fault", work: &[1, 2], ..CALM },
     Small {
         name: "loss",
