@@ -68,6 +68,12 @@ pub const LICENCES: &[Licence] = &[
     ),
     licence(
         ExportedOnce,
+        Facts::DONE_LOST.0 | Facts::LEFT.0,
+        Placing,
+        "what is remembered is not handed over",
+    ),
+    licence(
+        ExportedOnce,
         Facts::DONE_UNLIKE.0 | Facts::LEFT.0,
         Placing,
         "what is remembered is not handed over",
@@ -85,6 +91,7 @@ pub const LICENCES: &[Licence] = &[
     licence(Together, Facts::LAST_LEFT.0, Always, "as for exported once"),
     licence(Together, Facts::REROUTED.0, Always, "a batch was routed around a holder"),
     licence(Together, Facts::LOSSY.0, Always, "frames were lost or came twice"),
+    licence(Together, Facts::CHANGED_TWICE.0, Placing, "what is remembered is not handed over"),
     licence(Together, Facts::LEFT.0, Placing, "the new owner does not wait for what is offered"),
     licence(Together, Facts::JOINED.0, Placing, "the new owner does not wait for what is offered"),
     licence(OneVerdict, Facts::SUSPECTED.0, Always, "I2 (d)"),
@@ -102,6 +109,12 @@ pub const LICENCES: &[Licence] = &[
         Facts::DONE_UNLIKE.0 | Facts::CRASHED.0,
         Always,
         "a node died with a verdict that came before the spans",
+    ),
+    licence(
+        OneVerdict,
+        Facts::DONE_LOST.0 | Facts::LEFT.0,
+        Placing,
+        "what is remembered is not handed over",
     ),
     licence(
         OneVerdict,
