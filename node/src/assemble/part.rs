@@ -30,8 +30,8 @@ impl Part {
     /// Lets the shard take it in.
     pub fn hold(&self, shard: &mut Shard, now: Instant, cut: &Cut, part: HoldPart) -> PartReply {
         shard.on_hold(now, cut, &self.traces, part);
-        let said = self.named.iter().filter_map(|(id, named)| shard.on_names(now, *id, named));
-        let traces = said.collect();
+        let said = |(id, named): &(_, _)| shard.on_names(now, *id, named, part);
+        let traces = self.named.iter().filter_map(said).collect();
         PartReply { view_hash: shard.view_hash(), traces }
     }
 }
