@@ -1,12 +1,11 @@
 //! Bugs that can be planted, to see the checks catch them.
 //!
 //! None is in the product's code: the world tampers with what goes into the real core or comes out
-//! of it. Of the mutants that PROTOCOL.md lists, these need source patches instead, because they
-//! are inside the core: *forget while offering* beyond leaving nodes, *hand over without what is
-//! remembered*, *compare holders without incarnations*, *keep confirmations across views*. And
-//! these change nothing yet that could be seen, because the rule that they break rests on placing:
-//! *re-route without the mark*, *no H3 for another view*, *settle with an attempt in flight*, *no
-//! epoch after a stand-still*, *count a confirmation of another view* by a live owner.
+//! of it. Of the mutants that PROTOCOL.md lists, some break rules that rest on placing and change
+//! nothing yet that could be seen: *keep confirmations across views*, *compare holders without
+//! incarnations*, *hand over without what is remembered*, *settle with an attempt in flight*, *no
+//! epoch after a stand-still*, *count a confirmation of another view* by a live owner. Where they
+//! are inside the core, as the first three will be, they need source patches.
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -21,6 +20,10 @@ pub enum Bug {
     TargetsOfStart,
     /// A node serves clients while it joins.
     ServeWhileJoining,
+    /// Nobody is told that a holder was routed around.
+    NoMark,
+    /// That the sender has another view says nothing to the receiver.
+    NoForeignMark,
     /// Nobody is told what is done.
     NoDone,
     /// A Done counts for all spans of its trace, whatever its sum.
@@ -45,12 +48,14 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::AcknowledgeOwnerAlone,
         Self::AcknowledgeUnstored,
         Self::KeepAcknowledgement,
         Self::TargetsOfStart,
         Self::ServeWhileJoining,
+        Self::NoMark,
+        Self::NoForeignMark,
         Self::NoDone,
         Self::DoneWithoutSum,
         Self::NoAsking,

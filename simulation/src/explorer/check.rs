@@ -1,10 +1,10 @@
 //! The promises of PROTOCOL.md as far as the landed rules keep them, and what excuses what.
 //!
-//! [`LICENCES`] is the one list of excuses. Some are the protocol's own and stay, also where no walk
-//! needs them yet. The others stand there only until placing exists (rules P1 to P5 and calm by
-//! settled views): whoever builds it removes them, and the walks say what is still missing; an
-//! excuse that is withheld shows the first walk that needs it. What holds without any excuse (E4, D1,
-//! the giving up of copies) is checked where it happens, in `requests` and `holding`.
+//! [`LICENCES`] is the one list of excuses. Some are the protocol's own and stay, also where no
+//! walk needs them yet. The others stand there only until placing exists (rules P1 to P5 and calm
+//! by settled views): whoever builds it removes them, and the walks say what is still missing; an
+//! excuse that is withheld shows the first walk that needs it. What holds without any excuse (E4,
+//! D1, H3, the giving up of copies) is checked where it happens, in `requests` and `holding`.
 
 use super::witness::{Facts, Invariant, Violation};
 use super::world::World;

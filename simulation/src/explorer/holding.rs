@@ -79,7 +79,13 @@ impl World {
 
     fn on_hold(&mut self, from: usize, to: usize, hold: &Hold, about: About, content: u64) {
         let sender = self.nodes[to].sender();
-        let hold_part = part::hold_part(hold, sender.view_hash);
+        let mut hold_part = part::hold_part(hold, sender.view_hash);
+        let is_foreign = !hold.request.is_empty() && hold.sender.view_hash != sender.view_hash;
+        match self.plan.setting.bug {
+            Some(Bug::NoMark) => hold_part.unplaced = is_foreign,
+            Some(Bug::NoForeignMark) => hold_part.unplaced = hold.marked,
+            _ => {}
+        }
         let scan = scan_trusted(&hold.request).expect("the frames of a world are valid");
         let named = part::named(hold.traces.clone()).expect("the frames of a world are valid");
         let cut = Cut::new(hold.request.clone(), scan, &HASH_KEY);
@@ -89,6 +95,15 @@ impl World {
         } else {
             self.hold(to, &cut, all, named, hold_part)
         };
+        for trace in 0..self.plan.traces.len() {
+            let id = self.plan.traces[trace].id;
+            let came = cut.scan().traces.iter().any(|traced| traced.id == id);
+            let is_named = hold.traces.iter().any(|named| named.trace_id[..] == id.0);
+            let is_stray = came && (is_foreign || !self.is_holder(to, trace));
+            if is_stray || (hold.marked && (came || is_named)) {
+                self.check_unplaced(to, trace);
+            }
+        }
         let reply = reply.into_reply(self.nodes[to].sender());
         let asker = &self.nodes[from];
         let is_heard = about != About::Nobody
@@ -327,6 +342,24 @@ impl World {
         } else if !is_calm && !uncalm {
             let what = format!("node {number} decides trace {trace} and is not calm");
             self.violate(Invariant::Decided, what);
+        }
+    }
+
+    fn is_holder(&self, number: usize, trace: usize) -> bool {
+        let Some(keeper) = self.keeper(number, trace) else { return false };
+        let holders = keeper.placement.holders(self.plan.traces[trace].slot);
+        let index = keeper.placement.view().position(self.plan.id(number));
+        let index = index.and_then(|index| u16::try_from(index).ok());
+        holders.zip(index).is_some_and(|(holders, index)| holders.contain(index))
+    }
+
+    /// E3 and H3, seen from outside: a node that holds something which another holder may lack
+    /// knows it.
+    pub(super) fn check_unplaced(&mut self, number: usize, trace: usize) {
+        let known = self.nodes[number].known[trace];
+        if known.held != 0 && !known.unplaced {
+            let what = format!("node {number} believes that trace {trace} is held elsewhere");
+            self.violate(Invariant::Unplaced, what);
         }
     }
 

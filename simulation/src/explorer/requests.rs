@@ -12,7 +12,7 @@ use super::world::World;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use tracemesh::entry::{Answer, Copies, OpenRequest, Outcome, Send, Step};
+use tracemesh::entry::{Answer, Copies, Mark, OpenRequest, Outcome, Send, Step};
 use tracemesh::frame::HoldReply;
 use tracemesh::reach::Routing;
 use tracemesh::route::batch::{Batching, merge, own_part};
@@ -198,9 +198,15 @@ impl World {
             let Some(open) = self.requests[request].as_mut() else { break };
             open.batches.push(sent);
             if target == entry {
-                let part = own_part(send.mark, LIMITS.age_max);
+                let mark = if self.has(Bug::NoMark) { Mark::Unmarked } else { send.mark };
+                let part = own_part(mark, LIMITS.age_max);
                 let traces = send.traces.iter().copied();
                 self.hold(entry, cut, traces, Vec::new(), part);
+                for &number in send.traces.iter().filter(|_| send.mark == Mark::Marked) {
+                    if let Some(trace) = plan.trace(cut.trace_id(number)) {
+                        self.check_unplaced(entry, trace);
+                    }
+                }
                 let incarnation = self.nodes[entry].incarnation;
                 outcomes.push((send.batch, Outcome::Held(incarnation)));
             } else if let Some(outcome) = kept {

@@ -88,6 +88,8 @@ pub enum Invariant {
     Acknowledged,
     /// Only a calm owner decides (D1).
     Decided,
+    /// Who holds what another holder may lack knows it (E3 and H3).
+    Unplaced,
     /// A copy is given up only against a confirmation (P3 and P4).
     GivenUp,
 }
