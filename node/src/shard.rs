@@ -395,6 +395,7 @@ impl Shard {
 
     /// Sees to it that a trace is looked at again when it must be.
     fn after_change(&mut self, index: u32, now_ms: u64) {
+        self.drop_attempt_done_elsewhere(index);
         let Some(trace) = self.table.get_mut(index) else { return };
         if trace.held_count == 0 {
             self.remember(index, now_ms);

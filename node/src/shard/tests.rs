@@ -519,6 +519,32 @@ fn names_are_compared_with_what_is_held_and_done() {
 }
 
 #[test]
+fn attempt_whose_spans_became_done_elsewhere_does_not_hold_up_later_ones() {
+    for answered_first in [true, false] {
+        let mut rig = Rig::new("a", &["a"]);
+        rig.hold(vec![root(1, 1)]);
+        let (_, number) = export(&rig.pass(seconds(6)));
+        let reply = Reply {
+            trace_id: id(1),
+            wanted: Vec::new(),
+            done: vec![key(1)],
+            verdict: Verdict::None,
+        };
+        let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
+        if answered_first {
+            rig.answer(1, number, Answer::Unanswered);
+        }
+        rig.shard.on_reply(rig.now, &"b".into(), sender, 0, &reply);
+        if !answered_first {
+            rig.answer(1, number, Answer::Unanswered);
+        }
+        assert!(rig.pass(seconds(60)).is_empty(), "nothing is left to be tried");
+        rig.hold(vec![child(1, 2)]);
+        assert_eq!(export(&rig.pass(seconds(30))).0.span_count, 1);
+    }
+}
+
+#[test]
 fn names_that_are_marked_make_what_is_held_unplaced() {
     let mut rig = Rig::new("a", &["a", "b"]);
     let trace = trace_of(&rig.placement, "a", Some("b"));
