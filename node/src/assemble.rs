@@ -3,14 +3,16 @@
 //! Each shard is owned by one task and has no lock; a frame is cut by slot, handed to the shards
 //! that it concerns, and answered once all of them have stored their part. The invariant: a reply
 //! names a view only when every shard that took part knows that view, otherwise it names none and
-//! confirms nothing. Bounds: [`INPUTS_MAX`] waiting inputs a shard (senders wait), one future for
-//! each attempt in flight, [`QUESTIONS_BYTES_MAX`] a question. What a shard decides is not here.
+//! confirms nothing. Bounds: [`INPUTS_MAX`] waiting inputs a shard (senders wait), and one future
+//! for each attempt or question in flight. What a shard decides is not here.
 
+pub mod outgoing;
+pub mod part;
 mod turn;
 
 use crate::cut::Cut;
 use crate::decide::Decide;
-use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, ReplyTrace, Verdict};
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::TraceMetrics;
@@ -19,9 +21,9 @@ use crate::shard::{HoldPart, Limits, Shard, SinkSet};
 use crate::sink::{DeadLetters, Sink};
 use crate::spans::TraceId;
 use crate::tasks::Tasks;
+use part::{Part, PartReply};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracemesh_membership::{HashKey, Slot};
@@ -29,9 +31,6 @@ use tracemesh_membership::{HashKey, Slot};
 /// Inputs that wait for one shard. Each is a part of a frame that is already counted in the budget;
 /// at 64 the shard has work for some milliseconds, and more would only hide that it is slow.
 const INPUTS_MAX: usize = 64;
-
-/// Bytes of names in one Hold that asks an owner about many traces.
-const QUESTIONS_BYTES_MAX: usize = 256 << 10;
 
 /// What a node needs to hold and finish traces.
 pub struct Settings {
@@ -51,23 +50,8 @@ pub struct Settings {
 
 /// Something for one shard.
 enum Input {
-    Hold {
-        cut: Arc<Cut>,
-        traces: Vec<u32>,
-        named: Vec<(TraceId, HoldTrace)>,
-        part: HoldPart,
-        reply: oneshot::Sender<PartReply>,
-    },
+    Hold { cut: Arc<Cut>, part: Part, hold: HoldPart, reply: oneshot::Sender<PartReply> },
     Done(Vec<(TraceId, Verdict, u64)>),
-}
-
-/// One shard's part of a Hold: traces of the frame, and traces that are named.
-type Part = (Vec<u32>, Vec<(TraceId, HoldTrace)>);
-
-/// What one shard says to its part of a Hold.
-struct PartReply {
-    view_hash: u64,
-    traces: Vec<ReplyTrace>,
 }
 
 /// Spans and traces that the shards hold now.
@@ -165,24 +149,12 @@ impl Shards {
             return Ok(HoldReply { sender, full: true, traces: Vec::new() });
         }
         let scan = scan_trusted(&hold.request)?;
-        let same_view = hold.sender.view_hash == self.peers.sender().view_hash;
-        let part = HoldPart {
-            origin,
-            unplaced: hold.marked || (has_bytes && !same_view),
-            due_in: Duration::from_millis(u64::from(hold.due_in_ms)),
-        };
-        let mut named = Vec::with_capacity(hold.traces.len());
-        for trace in hold.traces {
-            named.push((frame::trace_id(&trace.trace_id)?, trace));
-        }
+        let part = part::hold_part(&hold, self.peers.sender().view_hash);
+        let named = part::named(hold.traces)?;
         let cut = Arc::new(Cut::new(hold.request, scan, &self.hash_key));
         let all = 0..u32::try_from(cut.slots().len()).unwrap_or(u32::MAX);
         let reply = self.hold(&cut, all, named, part).await?;
-        let mut sender = self.peers.sender();
-        if reply.view_hash != sender.view_hash {
-            sender.view_hash = 0;
-        }
-        Ok(HoldReply { sender, full: false, traces: reply.traces })
+        Ok(reply.into_reply(self.peers.sender()))
     }
 
     /// Holds traces of a request that a client sent to this node.
@@ -215,39 +187,25 @@ impl Shards {
         cut: &Arc<Cut>,
         traces: impl Iterator<Item = u32>,
         named: Vec<(TraceId, HoldTrace)>,
-        part: HoldPart,
+        hold: HoldPart,
     ) -> Result<PartReply, HoldError> {
-        let mut parts: Vec<Part> = Vec::new();
-        parts.resize_with(self.inputs.len(), Default::default);
-        for trace in traces {
-            parts[self.shard_of(cut.slots()[trace as usize])].0.push(trace);
-        }
-        for (id, named) in named {
-            parts[self.shard_of(self.hash_key.slot(&id.0))].1.push((id, named));
-        }
+        let parts = part::by_shard(cut, traces, named, &self.hash_key, self.inputs.len());
         let mut replies = Vec::with_capacity(parts.len());
-        for (shard, (traces, named)) in parts.into_iter().enumerate() {
-            if traces.is_empty() && named.is_empty() {
-                continue;
-            }
+        for (shard, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             let (reply, replied) = oneshot::channel();
-            let input = Input::Hold { cut: Arc::clone(cut), traces, named, part, reply };
+            let input = Input::Hold { cut: Arc::clone(cut), part, hold, reply };
             self.inputs[shard].send(input).await.map_err(|_| HoldError::Stopping)?;
             replies.push(replied);
         }
-        let mut whole = PartReply { view_hash: self.peers.sender().view_hash, traces: Vec::new() };
+        let mut whole = PartReply::new(self.peers.sender().view_hash);
         for reply in replies {
-            let reply = reply.await.map_err(|_| HoldError::Stopping)?;
-            if reply.view_hash != whole.view_hash {
-                whole.view_hash = 0;
-            }
-            whole.traces.extend(reply.traces);
+            whole.add(reply.await.map_err(|_| HoldError::Stopping)?);
         }
         Ok(whole)
     }
 
     fn shard_of(&self, slot: Slot) -> usize {
-        usize::from(slot.0) % self.inputs.len()
+        part::shard_of(slot, self.inputs.len())
     }
 }
 

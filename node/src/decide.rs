@@ -10,6 +10,15 @@ use crate::sink::Attempt;
 pub trait Decide: Send {
     /// The verdict about a trace of which `trace` has all spans held; never [`Verdict::None`].
     fn decide(&mut self, trace: &Attempt) -> Verdict;
+
+    /// The same decider, as it is now: a shard is cloned where the protocol is explored.
+    fn boxed(&self) -> Box<dyn Decide>;
+}
+
+impl Clone for Box<dyn Decide> {
+    fn clone(&self) -> Self {
+        self.as_ref().boxed()
+    }
 }
 
 /// Every trace is kept.
@@ -19,5 +28,9 @@ pub struct KeepAll;
 impl Decide for KeepAll {
     fn decide(&mut self, _trace: &Attempt) -> Verdict {
         Verdict::Keep
+    }
+
+    fn boxed(&self) -> Box<dyn Decide> {
+        Box::new(Self)
     }
 }

@@ -7,6 +7,7 @@
 //! incarnations. It keeps no span bytes: the shell builds batches from the request it has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use tracemesh_membership::{Incarnation, MemberIndex, NodeId, Placement, Slot};
@@ -32,7 +33,7 @@ pub struct Send {
 }
 
 /// Whether a batch says that a holder was routed around.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mark {
     /// Every target answers.
     Unmarked,
@@ -91,14 +92,14 @@ pub enum Step {
     Answer(Answer),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Progress {
     Flying,
     Held(Incarnation),
     Void,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Batch {
     target: NodeId,
     traces: Vec<u32>,
@@ -107,7 +108,7 @@ struct Batch {
 }
 
 /// Rules E for one request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenRequest {
     me: NodeId,
     slots: Vec<Slot>,
@@ -168,6 +169,12 @@ impl OpenRequest {
     /// [`REQUEST_MAX`] is over.
     pub fn on_expired(&self) -> Answer {
         Answer::TooFew
+    }
+
+    /// All that the future of this request depends on, for an explorer that compares states.
+    pub fn fingerprint(&self, hasher: &mut impl Hasher) {
+        (&self.slots, self.replicas, self.placement.view().hash()).hash(hasher);
+        (&self.avoided, &self.batches, self.changed).hash(hasher);
     }
 
     /// Traces that were routed around each peer that was avoided.

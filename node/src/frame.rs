@@ -48,7 +48,7 @@ pub enum Origin {
 }
 
 /// What was decided about a trace. The order is that of merging: keep beats sampled out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum Verdict {
     /// Nothing yet.

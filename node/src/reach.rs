@@ -17,7 +17,7 @@ pub const PROBE_AGAIN: Duration = Duration::from_millis(250);
 const PEERS_MIN: usize = 3;
 
 /// Peers that did not answer lately.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Reach {
     silent: BTreeMap<NodeId, Instant>,
 }

@@ -6,24 +6,20 @@
 //! incarnation. Bounds: the caller's on requests in flight, [`REQUEST_MAX`] for an answer,
 //! transport's on frames per peer.
 
+pub mod batch;
+
 use crate::assemble::{Own, Shards};
-use crate::cut::{Cut, span_key};
-use crate::entry::{
-    ACK_WAIT, Answer, Content, Copies, Mark, OpenRequest, Outcome, REQUEST_MAX, Send, Step,
-};
-use crate::frame::{
-    FRAME_SPANS_BYTES_MAX, Hold, HoldReply, HoldTrace, Origin, milliseconds, trace_id_bytes,
-};
+use crate::cut::Cut;
+use crate::entry::{ACK_WAIT, Answer, Copies, Mark, OpenRequest, Outcome, REQUEST_MAX, Send, Step};
+use crate::frame::{FRAME_SPANS_BYTES_MAX, Hold, Origin};
 use crate::ingest::{Accepted, Export, Refusal};
 use crate::memory::{CLIENTS_PERCENT, Memory};
 use crate::mesh::{PeerError, Peers};
 use crate::metrics::{PeerLabels, Reason, ReasonLabels, RouteMetrics};
 use crate::reach::{Reach, Routing};
 use crate::scan::scan;
-use crate::shard::HoldPart;
-use crate::shard::trace::SpanKey;
-use crate::split::{Part, Targets, split};
 use crate::tasks::Tasks;
+use batch::{Batching, NoReply};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -175,72 +171,28 @@ impl Router {
 
     /// Cuts the request into the batches that are wanted now, and sends them.
     fn send<'a>(&'a self, cut: &Arc<Cut>, sends: Vec<Send>, flying: &mut Flying<'a>) {
-        let remote =
-            |send: &&Send| send.content == Content::Bytes && send.target != *self.peers.me();
-        let mut parts = self.split(cut, sends.iter().filter(remote)).into_iter();
-        for send in sends {
+        let batches = self.batching().holds(cut, &sends);
+        for (send, holds) in sends.into_iter().zip(batches) {
             if send.target == *self.peers.me() {
                 flying.push(Box::pin(self.hold_here(Arc::clone(cut), send)));
-            } else if send.content == Content::Names {
-                let hold = Hold { traces: self.names(cut, &send.traces), ..self.hold(send.mark) };
-                flying.push(Box::pin(self.hold_there(send, vec![hold])));
             } else {
-                let parts = parts.next().unwrap_or_default().into_iter();
-                let holds =
-                    parts.map(|part: Part| Hold { request: part.request, ..self.hold(send.mark) });
-                let holds = holds.collect();
                 flying.push(Box::pin(self.hold_there(send, holds)));
             }
         }
     }
 
-    /// One batch of bytes for each of `sends`. A trace has at most two targets in one step.
-    fn split<'b>(&self, cut: &Cut, sends: impl Iterator<Item = &'b Send>) -> Vec<Vec<Part>> {
-        let mut targets = vec![Targets([Targets::NONE; 2]); cut.slots().len()];
-        let mut count: u16 = 0;
-        for send in sends {
-            for &trace in &send.traces {
-                let [first, second] = &mut targets[trace as usize].0;
-                *(if *first == Targets::NONE { first } else { second }) = count;
-            }
-            count += 1;
-        }
-        if count == 0 {
-            return Vec::new();
-        }
-        split(cut.request(), cut.scan(), usize::from(count), &targets, FRAME_SPANS_BYTES_MAX)
-    }
-
-    fn hold(&self, mark: Mark) -> Hold {
-        Hold {
+    fn batching(&self) -> Batching<'_> {
+        Batching {
+            me: self.peers.me(),
             sender: self.peers.sender(),
-            origin: Origin::Entry.into(),
-            marked: mark == Mark::Marked,
-            due_in_ms: milliseconds(self.settings.age_max),
-            ..Default::default()
+            hash_key: &self.settings.hash_key,
+            age_max: self.settings.age_max,
+            frame_bytes_max: FRAME_SPANS_BYTES_MAX,
         }
-    }
-
-    fn names(&self, cut: &Cut, traces: &[u32]) -> Vec<HoldTrace> {
-        let name = |trace: u32| HoldTrace {
-            trace_id: trace_id_bytes(cut.trace_id(trace)),
-            due_in_ms: milliseconds(self.settings.age_max),
-            names: cut
-                .spans(trace)
-                .map(|span| span_key(&self.settings.hash_key, span.span_id, span.kind))
-                .map(SpanKey::name)
-                .collect(),
-            ..Default::default()
-        };
-        traces.iter().copied().map(name).collect()
     }
 
     async fn hold_here(&self, cut: Arc<Cut>, send: Send) -> (usize, Outcome) {
-        let part = HoldPart {
-            origin: Origin::Entry,
-            unplaced: send.mark == Mark::Marked,
-            due_in: self.settings.age_max,
-        };
+        let part = batch::own_part(send.mark, self.settings.age_max);
         let outcome = match self.shards.hold_own(&cut, &send.traces, part).await {
             Own::Stored => Outcome::Held(self.peers.sender().incarnation()),
             Own::Full => Outcome::Full,
@@ -252,7 +204,7 @@ impl Router {
     async fn hold_there(&self, send: Send, holds: Vec<Hold>) -> (usize, Outcome) {
         let calls = holds.iter().map(|hold| self.peers.hold(&send.target, hold, REQUEST_MAX));
         let replies = futures_util::future::join_all(calls).await;
-        let outcome = merge(replies);
+        let outcome = batch::merge(replies.into_iter().map(|reply| reply.map_err(no_reply)));
         match outcome {
             Outcome::Silent => self.reach().on_silent(&send.target, Instant::now()),
             Outcome::Held(_) | Outcome::Wanted | Outcome::Full => {
@@ -274,7 +226,7 @@ impl Router {
                 reach.probes(Instant::now())
             };
             let probe = async |peer: &NodeId| {
-                let hold = self.hold(Mark::Unmarked);
+                let hold = self.batching().hold(Mark::Unmarked);
                 if self.peers.hold(peer, &hold, ACK_WAIT).await.is_ok() {
                     tracing::info!(%peer, "peer answers again");
                     self.reach().on_answer(peer);
@@ -295,31 +247,12 @@ impl Router {
     }
 }
 
-/// What all parts of a batch say together.
-fn merge(replies: Vec<Result<HoldReply, PeerError>>) -> Outcome {
-    let mut incarnation = None;
-    for reply in replies {
-        match reply {
-            Ok(reply) if reply.full => return Outcome::Full,
-            Ok(reply) if reply.traces.iter().any(|trace| !trace.wanted.is_empty()) => {
-                return Outcome::Wanted;
-            }
-            Ok(reply) => {
-                let its = reply.sender.incarnation();
-                if incarnation.is_some_and(|known| known != its) {
-                    return Outcome::Wanted;
-                }
-                incarnation = Some(its);
-            }
-            // Too much is under way to that peer: an answer, not silence.
-            Err(PeerError::Call(CallError::Busy { .. })) => return Outcome::Full,
-            Err(error) => {
-                tracing::debug!(%error, "batch was not taken");
-                return Outcome::Silent;
-            }
-        }
+fn no_reply(error: PeerError) -> NoReply {
+    tracing::debug!(%error, "batch was not taken");
+    match error {
+        PeerError::Call(CallError::Busy { .. }) => NoReply::Busy,
+        PeerError::NoMember(_) | PeerError::Call(_) | PeerError::Reply { .. } => NoReply::Silence,
     }
-    incarnation.map_or(Outcome::Silent, Outcome::Held)
 }
 
 impl Export for Router {

@@ -11,6 +11,7 @@
 mod asking;
 mod attempt;
 mod deciding;
+mod fingerprint;
 mod hold;
 mod remembering;
 mod scopes;
@@ -19,6 +20,7 @@ pub(crate) mod trace;
 
 pub use asking::Reply;
 pub use attempt::{Answer, SinkSet};
+pub use fingerprint::Known;
 pub use hold::HoldPart;
 
 use crate::decide::Decide;
@@ -93,7 +95,7 @@ pub enum Cause {
 }
 
 /// What a shard wants done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Effect {
     /// Hand the attempt to these sinks; each outcome comes back to [`Shard::on_answer`].
     Export {
@@ -140,7 +142,7 @@ pub enum Effect {
 }
 
 /// What a shard counted since it was last asked.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Spans that an owner got again from an entry node.
     pub redelivered: u64,
@@ -171,6 +173,7 @@ pub struct Tally {
 }
 
 /// Rules H, D and A for the traces of some slots.
+#[derive(Clone)]
 pub struct Shard {
     me: NodeId,
     hash_key: HashKey,
@@ -392,6 +395,7 @@ impl Shard {
 
     /// Sees to it that a trace is looked at again when it must be.
     fn after_change(&mut self, index: u32, now_ms: u64) {
+        self.drop_attempt_done_elsewhere(index);
         let Some(trace) = self.table.get_mut(index) else { return };
         if trace.held_count == 0 {
             self.remember(index, now_ms);

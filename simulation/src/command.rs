@@ -9,6 +9,7 @@ mod replay;
 mod speed;
 mod swarming;
 
+use crate::explorer::command::Explore;
 use crate::plan::Millis;
 use std::ops::Range;
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
     Swarm(swarming::SwarmArguments),
     /// Runs each seed in two processes and compares all that happened
     Determinism(swarming::DeterminismArguments),
+    /// Explores the protocol of holding spans, without processes and clocks
+    Explore(Explore),
     /// Shows what joining, leaving and crashing cost
     Rebalance(rebalancing::Arguments),
     /// Plants faults in a copy of the tree and looks whether each is caught
@@ -97,6 +100,7 @@ impl CommandLine {
             Command::Replay(arguments) => replay::run(&arguments),
             Command::Swarm(arguments) => swarming::run_swarm(&arguments),
             Command::Determinism(arguments) => swarming::run_determinism(&arguments),
+            Command::Explore(explore) => return explore_protocol(&explore),
             Command::Rebalance(arguments) => rebalancing::run(&arguments),
             Command::Mutants(arguments) => mutating::run(&arguments),
             Command::Speed(arguments) => speed::run(&arguments),
@@ -118,6 +122,15 @@ fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
 fn print_plan(arguments: &PlanArguments) -> Result<Finding, Failure> {
     print(format_args!("{}", crate::draw::plan(arguments.seed, arguments.drawing.minutes).text()))?;
     Ok(Finding::Green)
+}
+
+fn explore_protocol(explore: &Explore) -> ExitCode {
+    match crate::explorer::command::run(explore, &mut std::io::stdout()) {
+        Ok(code) => code,
+        // Whoever reads the output, such as `head`, has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => complain(&error.into(), 1),
+    }
 }
 
 /// Writes to standard output; a reader that went away is no error.

@@ -7,7 +7,8 @@
 //! decide.
 //!
 //! A seed is drawn into a [`plan`]; a [`cluster`] makes it happen and writes a [`history`]; the
-//! [`check`] reads the history and judges. [`command`] is what people type.
+//! [`check`] reads the history and judges. [`explorer`] goes without the process: it drives the pure
+//! core of several nodes through every order of events. [`command`] is what people type.
 
 pub mod allocator;
 pub mod check;
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod draw;
 pub mod entropy;
 pub mod events;
+pub mod explorer;
 pub mod history;
 pub mod host;
 pub mod link;

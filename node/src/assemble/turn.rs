@@ -4,20 +4,20 @@
 //! polled beside its inputs; none is waited for. An answer that comes too late finds the attempt's
 //! number changed, and is ignored by the shard.
 
-use super::{Held, Input, PartReply, QUESTIONS_BYTES_MAX};
-use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict, milliseconds};
+use super::outgoing::{self, Outgoing, Placing};
+use super::{Held, Input};
+use crate::frame::{HoldReply, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::{
     self, AgainCause, AgainLabels, DecisionLabels, DueCause, Reason, ReasonLabels, TraceMetrics,
 };
-use crate::shard::{Answer, Cause, Effect, Reply, Shard, SinkSet, Tally};
-use crate::sink::{Attempt, DeadLetters, Outcome, Sink, encode};
+use crate::shard::{Answer, Cause, Shard, SinkSet, Tally};
+use crate::sink::{Attempt, DeadLetters, Outcome, Sink};
 use crate::spans::TraceId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -100,16 +100,12 @@ impl Turn {
     fn on_input(&mut self, input: Input) {
         let now = Instant::now();
         match input {
-            Input::Hold { cut, traces, named, part, reply } => {
-                self.shard.on_hold(now, &cut, &traces, part);
-                let said =
-                    named.iter().filter_map(|(id, named)| self.shard.on_names(now, *id, named));
-                let traces = said.collect();
-                let view_hash = self.shard.view_hash();
+            Input::Hold { cut, part, hold, reply } => {
+                let said = part.hold(&mut self.shard, now, &cut, hold);
                 // Before the answer, so that nobody who was answered finds the node empty.
                 self.publish_held();
                 // Whoever asked may have gone away; what is stored stays.
-                let _ = reply.send(PartReply { view_hash, traces });
+                let _ = reply.send(said);
             }
             Input::Done(done) => {
                 for (trace_id, verdict, sum) in done {
@@ -126,46 +122,29 @@ impl Turn {
                 self.shard.on_answer(now, trace_id, number, sink, answer);
             }
             Event::Replied { reply: None, .. } => {}
-            Event::Replied { reply: Some(reply), .. } if reply.full => {}
             Event::Replied { from, asked, reply: Some(reply) } => {
-                let sender = (reply.sender.view_hash, reply.sender.incarnation());
-                let said: BTreeMap<&[u8], _> =
-                    reply.traces.iter().map(|said| (said.trace_id.as_ref(), said)).collect();
-                for (trace_id, version) in asked {
-                    let said = Reply::new(trace_id, said.get(&trace_id.0[..]).copied());
-                    self.shard.on_reply(now, &from, sender, version, &said);
-                }
+                outgoing::on_reply(&mut self.shard, now, &from, &asked, &reply);
             }
         }
     }
 
     fn carry_out(&mut self, waiting: &mut Waiting) {
-        let mut done: BTreeMap<NodeId, Vec<DoneTrace>> = BTreeMap::new();
-        let mut asks: BTreeMap<NodeId, Vec<(HoldTrace, u32)>> = BTreeMap::new();
-        for effect in self.shard.take_effects() {
-            match effect {
-                Effect::Export { attempt, number, sinks } => {
-                    self.export(&attempt, number, sinks, waiting);
-                }
-                Effect::DeadLetter { attempt, number } => {
-                    self.bury(attempt, number, waiting);
-                }
-                Effect::Done { target, done: trace } => {
-                    done.entry(target).or_default().push(trace);
-                }
-                Effect::Ask { target, trace, version } => {
-                    asks.entry(target).or_default().push((trace, version));
-                }
-                Effect::Give { target, spans, due_in } => {
-                    self.give(&target, spans, due_in, waiting);
-                }
-            }
+        let effects = self.shard.take_effects();
+        if effects.is_empty() {
+            return;
         }
-        for (target, traces) in done {
+        let outgoing = Outgoing::new(effects, self.peers.sender());
+        for (attempt, number, sinks) in outgoing.exports {
+            self.export(&attempt, number, sinks, waiting);
+        }
+        for (attempt, number) in outgoing.dead_letters {
+            self.bury(attempt, number, waiting);
+        }
+        for (target, traces) in outgoing.done {
             self.peers.done(&target, traces);
         }
-        for (target, traces) in asks {
-            self.ask(&target, traces, waiting);
+        for placing in outgoing.holds {
+            waiting.push(self.place(placing));
         }
     }
 
@@ -205,54 +184,8 @@ impl Turn {
         }));
     }
 
-    fn ask(&self, target: &NodeId, traces: Vec<(HoldTrace, u32)>, waiting: &mut Waiting) {
-        let mut bytes = 0;
-        let mut frames: Vec<Vec<(HoldTrace, u32)>> = Vec::new();
-        for (trace, version) in traces {
-            let named = 40 + 8 * (trace.names.len() + trace.done.len());
-            if frames.is_empty() || bytes + named > QUESTIONS_BYTES_MAX {
-                frames.push(Vec::new());
-                bytes = 0;
-            }
-            bytes += named;
-            if let Some(frame) = frames.last_mut() {
-                frame.push((trace, version));
-            }
-        }
-        for frame in frames {
-            let asked = frame.iter().filter_map(|(trace, version)| {
-                Some((frame::trace_id(&trace.trace_id).ok()?, *version))
-            });
-            let asked = asked.collect();
-            let hold = Hold {
-                sender: self.peers.sender(),
-                origin: Origin::Placing.into(),
-                traces: frame.into_iter().map(|(trace, _)| trace).collect(),
-                ..Default::default()
-            };
-            waiting.push(self.send(target.clone(), hold, asked));
-        }
-    }
-
-    fn give(&self, target: &NodeId, spans: Attempt, due_in: Duration, waiting: &mut Waiting) {
-        for request in encode(&[Arc::new(spans)], frame::FRAME_SPANS_BYTES_MAX) {
-            let hold = Hold {
-                sender: self.peers.sender(),
-                origin: Origin::Placing.into(),
-                due_in_ms: milliseconds(due_in),
-                request,
-                ..Default::default()
-            };
-            waiting.push(self.send(target.clone(), hold, Vec::new()));
-        }
-    }
-
-    fn send(
-        &self,
-        from: NodeId,
-        hold: Hold,
-        asked: Vec<(TraceId, u32)>,
-    ) -> BoxFuture<'static, Event> {
+    fn place(&self, placing: Placing) -> BoxFuture<'static, Event> {
+        let Placing { target: from, hold, asked } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
             let reply = match peers.hold(&from, &hold, PLACING_MAX).await {

@@ -7,6 +7,7 @@
 use super::Effect;
 use crate::sink::Attempt;
 use crate::spans::TraceId;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use std::time::Duration;
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The longest: a sink that is back is found within it.
 const BACKOFF_MAX: Duration = Duration::from_secs(8);
+/// From so many tries on, the backoff is the same.
+const TRIES_TOLD: u32 = 5;
 
 /// Some of the configured sinks, by number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SinkSet(u64);
 
 impl SinkSet {
@@ -69,14 +72,14 @@ pub(crate) enum Result {
     Poison,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Destination {
     Sinks,
     DeadLetters,
 }
 
 /// An attempt between its first try and its end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Trying {
     pub(crate) attempt: Arc<Attempt>,
     /// Tells the answers to this try from those to earlier ones.
@@ -141,6 +144,14 @@ impl Trying {
 
     pub(crate) fn owed(&self) -> bool {
         !self.owed.is_empty()
+    }
+
+    /// All that the future depends on besides the number and the spans, for
+    /// [`Shard::fingerprint`](super::Shard::fingerprint).
+    pub(super) fn hash(&self, hasher: &mut impl Hasher) {
+        let tries = self.tries.min(TRIES_TOLD);
+        (self.late, &self.destination, self.owed, self.flying).hash(hasher);
+        (self.acknowledged, tries, self.after).hash(hasher);
     }
 
     /// Begins the next try, with the sinks that still owe.

@@ -42,7 +42,9 @@ impl Shard {
         }
         let again = trying.owed().then(|| trying.backoff_ms(trace_id));
         let now_ms = self.ms(now);
-        if let Some(backoff_ms) = again {
+        if self.drop_attempt_done_elsewhere(index) {
+            self.after_change(index, now_ms);
+        } else if let Some(backoff_ms) = again {
             self.wake_at(index, now_ms + backoff_ms);
         } else {
             self.finish_attempt(index, now_ms);
@@ -137,6 +139,19 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         self.effects.push(trying.effect());
         trace.trying = Some(Box::new(trying));
+    }
+
+    /// Gives up an attempt that owes something still, but of which every span was said to be done
+    /// by somebody else; without this, spans that come later would wait for its end for ever.
+    pub(super) fn drop_attempt_done_elsewhere(&mut self, index: u32) -> bool {
+        let Some(trace) = self.table.get_mut(index) else { return false };
+        let owes = |trying: &Trying| !trying.in_flight() && trying.owed();
+        let is_over = trace.trying.as_deref().is_some_and(owes)
+            && trace.keys_in(SpanState::Sending).next().is_none();
+        if is_over {
+            trace.trying = None;
+        }
+        is_over
     }
 
     /// The backoff of an attempt is over: the owner makes it again, whoever is none any more gives

@@ -104,12 +104,14 @@ impl Shard {
         }
     }
 
-    /// Compares what a sender names with what is here; says only what is worth saying.
+    /// Compares what a sender names with what is here; says only what is worth saying. Names alone
+    /// may tell that another holder was routed around, too.
     pub fn on_names(
         &mut self,
         now: Instant,
         trace_id: TraceId,
         named: &HoldTrace,
+        part: HoldPart,
     ) -> Option<ReplyTrace> {
         let mut reply = ReplyTrace { trace_id: trace_id_bytes(trace_id), ..Default::default() };
         let Some(index) = self.table.find(trace_id) else {
@@ -119,6 +121,7 @@ impl Shard {
         let now_ms = self.ms(now);
         let due_ms = now_ms + u64::from(named.due_in_ms);
         self.change(index, |trace| {
+            trace.unplaced |= part.unplaced;
             trace.due_ms = trace.due_ms.min(due_ms);
             trace.verdict = trace.verdict.max(named.verdict());
             for &name in &named.done {

@@ -18,7 +18,7 @@ const SWEPT_FROM: usize = 1024;
 /// Counters of an `Arc`, and a table entry.
 const ENTRY_BYTES: usize = 16 + 16;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Scopes {
     hash_key: [u8; 16],
     resources: HashTable<Arc<Resource>>,

@@ -10,7 +10,7 @@ use crate::spans::TraceId;
 use hashbrown::HashTable;
 use tracemesh_membership::{HashKey, Slot};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Table {
     hash_key: HashKey,
     slab: Vec<Option<Trace>>,

@@ -405,6 +405,10 @@ impl Decide for Panics {
         assert!(trace.trace_id != id(13), "planted");
         Verdict::SampledOut
     }
+
+    fn boxed(&self) -> Box<dyn Decide> {
+        Box::new(Self)
+    }
 }
 
 #[test]
@@ -506,11 +510,59 @@ fn names_are_compared_with_what_is_held_and_done() {
         done: Vec::new(),
         verdict: Verdict::None.into(),
     };
-    let reply = rig.shard.on_names(rig.now, id(1), &named).unwrap();
+    let part = HoldPart { origin: Origin::Placing, unplaced: false, due_in: Duration::ZERO };
+    let reply = rig.shard.on_names(rig.now, id(1), &named, part).unwrap();
     assert_eq!((reply.wanted, reply.done), (vec![key(3).name()], vec![key(1).name()]));
-    let unknown = rig.shard.on_names(rig.now, id(2), &named).unwrap();
+    let unknown = rig.shard.on_names(rig.now, id(2), &named, part).unwrap();
     assert_eq!(unknown.wanted, named.names);
     assert_eq!(rig.held(2), None, "names alone hold nothing");
+}
+
+#[test]
+fn attempt_whose_spans_became_done_elsewhere_does_not_hold_up_later_ones() {
+    for answered_first in [true, false] {
+        let mut rig = Rig::new("a", &["a"]);
+        rig.hold(vec![root(1, 1)]);
+        let (_, number) = export(&rig.pass(seconds(6)));
+        let reply = Reply {
+            trace_id: id(1),
+            wanted: Vec::new(),
+            done: vec![key(1)],
+            verdict: Verdict::None,
+        };
+        let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
+        if answered_first {
+            rig.answer(1, number, Answer::Unanswered);
+        }
+        rig.shard.on_reply(rig.now, &"b".into(), sender, 0, &reply);
+        if !answered_first {
+            rig.answer(1, number, Answer::Unanswered);
+        }
+        assert!(rig.pass(seconds(60)).is_empty(), "nothing is left to be tried");
+        rig.hold(vec![child(1, 2)]);
+        assert_eq!(export(&rig.pass(seconds(30))).0.span_count, 1);
+    }
+}
+
+#[test]
+fn names_that_are_marked_make_what_is_held_unplaced() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let named = HoldTrace {
+        trace_id: trace_id_bytes(id(trace)),
+        due_in_ms: 30_000,
+        names: vec![key(1).name()],
+        done: Vec::new(),
+        verdict: Verdict::None.into(),
+    };
+    let mut part = HoldPart { origin: Origin::Entry, unplaced: false, due_in: LIMITS.age_max };
+    for marked in [false, true] {
+        part.unplaced = marked;
+        assert_eq!(rig.shard.on_names(rig.now, id(trace), &named, part), None);
+        let known = rig.shard.known(id(trace), &[key(1).name()]).unwrap();
+        assert_eq!((known.held, known.unplaced), (1, marked));
+    }
 }
 
 #[test]
@@ -525,7 +577,8 @@ fn span_said_to_be_done_elsewhere_is_done_here() {
         done: vec![key(1).name(), key(9).name()],
         verdict: Verdict::Keep.into(),
     };
-    rig.shard.on_names(rig.now, id(trace), &named);
+    let part = HoldPart { origin: Origin::Placing, unplaced: false, due_in: Duration::ZERO };
+    rig.shard.on_names(rig.now, id(trace), &named, part);
     rig.check_sums();
     assert_eq!(rig.held(trace), Some(1));
     rig.hold(vec![child(trace, 9)]);

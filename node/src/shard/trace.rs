@@ -44,7 +44,7 @@ impl SpanKey {
 }
 
 /// What a node knows of a span whose key it keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum SpanState {
     /// Its bytes are here.
     Held,
@@ -73,7 +73,7 @@ impl SpanState {
 }
 
 /// Spans of one scope that came in one frame.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Stored {
     chunk: Chunk,
     first: u32,
@@ -87,7 +87,7 @@ impl Stored {
 }
 
 /// One trace, held or remembered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Trace {
     pub(crate) id: TraceId,
     pub(crate) slot: Slot,
@@ -262,6 +262,11 @@ impl Trace {
             .iter()
             .filter(move |word| SpanState::of(**word) == state)
             .map(|word| SpanKey(word & !STATE_BITS))
+    }
+
+    /// All keys with what is known of them, in the order in which they came.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (SpanKey, SpanState)> {
+        self.words.iter().map(|&word| (SpanKey(word & !STATE_BITS), SpanState::of(word)))
     }
 
     pub(crate) fn has_done(&self) -> bool {

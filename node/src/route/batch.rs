@@ -1,0 +1,128 @@
+//! The frames of a request's batches, and what their replies say together.
+//!
+//! Pure, so that a node's shell and an explorer of the protocol share it. The invariant: a batch
+//! counts as held by a target only when *all* its frames were answered by one incarnation. Who gets
+//! which traces is decided by [`entry`](crate::entry).
+
+use crate::cut::{Cut, span_key};
+use crate::entry::{Content, Mark, Outcome, Send};
+use crate::frame::{Hold, HoldReply, HoldTrace, Origin, Sender, milliseconds, trace_id_bytes};
+use crate::shard::HoldPart;
+use crate::shard::trace::SpanKey;
+use crate::split::{Part, Targets, split};
+use std::time::Duration;
+use tracemesh_membership::{HashKey, NodeId};
+
+/// What the frames of a node's batches depend on besides the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Batching<'a> {
+    /// This node.
+    pub me: &'a NodeId,
+    /// What frames say of it.
+    pub sender: Sender,
+    /// The secret of span keys.
+    pub hash_key: &'a HashKey,
+    /// Until a trace without a root is due.
+    pub age_max: Duration,
+    /// The most bytes of spans in one frame.
+    pub frame_bytes_max: usize,
+}
+
+/// A frame was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoReply {
+    /// Too much is under way to that peer: an answer, not silence.
+    Busy,
+    /// It made no progress, or cannot be reached.
+    Silence,
+}
+
+impl Batching<'_> {
+    /// The frames of each of `sends`; none where the target is this node.
+    pub fn holds(&self, cut: &Cut, sends: &[Send]) -> Vec<Vec<Hold>> {
+        let is_split = |send: &&Send| send.content == Content::Bytes && send.target != *self.me;
+        let mut parts = self.split(cut, sends.iter().filter(is_split)).into_iter();
+        let frames = |send: &Send| {
+            if send.target == *self.me {
+                Vec::new()
+            } else if send.content == Content::Names {
+                vec![Hold { traces: self.names(cut, &send.traces), ..self.hold(send.mark) }]
+            } else {
+                let parts = parts.next().unwrap_or_default().into_iter();
+                let hold = |part: Part| Hold { request: part.request, ..self.hold(send.mark) };
+                parts.map(hold).collect()
+            }
+        };
+        sends.iter().map(frames).collect()
+    }
+
+    /// A Hold that says nothing yet.
+    pub fn hold(&self, mark: Mark) -> Hold {
+        Hold {
+            sender: self.sender,
+            origin: Origin::Entry.into(),
+            marked: mark == Mark::Marked,
+            due_in_ms: milliseconds(self.age_max),
+            ..Default::default()
+        }
+    }
+
+    /// One batch of bytes for each of `sends`. A trace has at most two targets in one step.
+    fn split<'b>(&self, cut: &Cut, sends: impl Iterator<Item = &'b Send>) -> Vec<Vec<Part>> {
+        let mut targets = vec![Targets([Targets::NONE; 2]); cut.slots().len()];
+        let mut count: u16 = 0;
+        for send in sends {
+            for &trace in &send.traces {
+                let [first, second] = &mut targets[trace as usize].0;
+                *(if *first == Targets::NONE { first } else { second }) = count;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Vec::new();
+        }
+        split(cut.request(), cut.scan(), usize::from(count), &targets, self.frame_bytes_max)
+    }
+
+    fn names(&self, cut: &Cut, traces: &[u32]) -> Vec<HoldTrace> {
+        let name = |trace: u32| HoldTrace {
+            trace_id: trace_id_bytes(cut.trace_id(trace)),
+            due_in_ms: milliseconds(self.age_max),
+            names: cut
+                .spans(trace)
+                .map(|span| span_key(self.hash_key, span.span_id, span.kind))
+                .map(SpanKey::name)
+                .collect(),
+            ..Default::default()
+        };
+        traces.iter().copied().map(name).collect()
+    }
+}
+
+/// What the batch that a node holds itself says of its traces.
+pub fn own_part(mark: Mark, age_max: Duration) -> HoldPart {
+    HoldPart { origin: Origin::Entry, unplaced: mark == Mark::Marked, due_in: age_max }
+}
+
+/// What all frames of a batch say together.
+pub fn merge(replies: impl IntoIterator<Item = Result<HoldReply, NoReply>>) -> Outcome {
+    let mut incarnation = None;
+    for reply in replies {
+        match reply {
+            Ok(reply) if reply.full => return Outcome::Full,
+            Ok(reply) if reply.traces.iter().any(|trace| !trace.wanted.is_empty()) => {
+                return Outcome::Wanted;
+            }
+            Ok(reply) => {
+                let its = reply.sender.incarnation();
+                if incarnation.is_some_and(|known| known != its) {
+                    return Outcome::Wanted;
+                }
+                incarnation = Some(its);
+            }
+            Err(NoReply::Busy) => return Outcome::Full,
+            Err(NoReply::Silence) => return Outcome::Silent,
+        }
+    }
+    incarnation.map_or(Outcome::Silent, Outcome::Held)
+}

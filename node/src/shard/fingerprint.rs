@@ -1,0 +1,125 @@
+//! What an explorer of the protocol sees of a shard: what it knows of a trace, and a fingerprint.
+//!
+//! Two shards with equal fingerprints behave alike from now on, as far as the order of events goes.
+//! So instants count only in their order, versions and the numbers of attempts not at all (whoever
+//! holds one asks whether it is still the present one), and tables are read in the order of trace
+//! ids. What is kept for memory's sake alone (chunks, sums, expiry of what is remembered) is left
+//! out. Nothing here is called by a node at work.
+
+use super::trace::{SpanState, Trace};
+use super::{ASK_AFTER, SETTLE_MAX, Shard, to_ms};
+use crate::frame::Verdict;
+use crate::spans::TraceId;
+use std::cmp::Reverse;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Questions about one trace are equally far apart from so many on.
+const ASKED_TOLD: u8 = 4;
+
+/// What a shard knows of one trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Known {
+    /// Spans whose bytes are here, as bits by their place in the list of names asked about.
+    pub held: u8,
+    /// Of these: in the export attempt in flight.
+    pub sending: u8,
+    /// Spans known as done.
+    pub done: u8,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Another holder may lack something.
+    pub unplaced: bool,
+}
+
+impl Shard {
+    /// What is known of a trace whose spans have these names, at most eight.
+    pub fn known(&self, trace_id: TraceId, names: &[u64]) -> Option<Known> {
+        let trace = self.table.get(self.table.find(trace_id)?)?;
+        let (verdict, unplaced) = (trace.verdict, trace.unplaced);
+        let mut known = Known { verdict, unplaced, ..Known::default() };
+        for (key, state) in trace.keys() {
+            let bit = names.iter().position(|&name| name == key.name()).map_or(0, |at| 1_u8 << at);
+            match state {
+                SpanState::Held => known.held |= bit,
+                SpanState::Sending => {
+                    known.held |= bit;
+                    known.sending |= bit;
+                }
+                SpanState::Done => known.done |= bit,
+            }
+        }
+        Some(known)
+    }
+
+    /// The wrapping sum of all keys of a trace, as a Done that covers all of them carries it.
+    pub fn sum(&self, trace_id: TraceId) -> Option<u64> {
+        Some(self.table.get(self.table.find(trace_id)?)?.sum())
+    }
+
+    /// The version of a trace: another one than before means that it changed.
+    pub fn version(&self, trace_id: TraceId) -> Option<u32> {
+        Some(self.table.get(self.table.find(trace_id)?)?.version)
+    }
+
+    /// Whether an answer to this try is waited for.
+    pub fn awaits(&self, trace_id: TraceId, number: u32) -> bool {
+        let trace = self.table.find(trace_id).and_then(|index| self.table.get(index));
+        let trying = trace.and_then(|trace| trace.trying.as_ref());
+        trying.is_some_and(|trying| trying.number == number && trying.in_flight())
+    }
+
+    /// Feeds `hasher` with all that the shard's future depends on.
+    pub fn fingerprint(&self, now: Instant, hasher: &mut impl Hasher) {
+        let now_ms = self.ms(now);
+        (self.view_hash(), self.state).hash(hasher);
+        for member in self.placement.view().members() {
+            (self.published_views.get(&member.id) == Some(&self.view_hash())).hash(hasher);
+        }
+        let mut traces: Vec<&Trace> = self.table.iter().map(|(_, trace)| trace).collect();
+        traces.sort_unstable_by_key(|trace| trace.id);
+        let mut instants = vec![now_ms];
+        for trace in traces.iter().filter(|trace| trace.held_count > 0) {
+            instants.extend(turning_points(trace).map(|at| at.max(now_ms)));
+        }
+        instants.sort_unstable();
+        instants.dedup();
+        for trace in traces {
+            hash_trace(trace, hasher);
+            if trace.held_count > 0 {
+                for at in turning_points(trace) {
+                    instants.binary_search(&at.max(now_ms)).hash(hasher);
+                }
+            }
+        }
+        self.stale_wakes().hash(hasher);
+    }
+
+    /// Entries of the queue that will do nothing before the first that counts: passing each of
+    /// them is a step of its own.
+    fn stale_wakes(&self) -> usize {
+        let counts = |at, index| self.table.get(index).is_some_and(|trace| trace.wake_ms == at);
+        let entries = || self.wakes.iter().map(|&Reverse(entry)| entry);
+        let first = entries().filter(|&(at, index)| counts(at, index)).min();
+        entries().filter(|&entry| first.is_none_or(|first| entry < first)).count()
+    }
+}
+
+/// When what is to be done about a trace becomes another.
+fn turning_points(trace: &Trace) -> [u64; 4] {
+    let after_due = |wait: Duration| trace.due_ms.saturating_add(to_ms(wait));
+    [trace.due_ms, after_due(ASK_AFTER), after_due(SETTLE_MAX), trace.wake_ms]
+}
+
+fn hash_trace(trace: &Trace, hasher: &mut impl Hasher) {
+    let mut keys: Vec<_> = trace.keys().collect();
+    keys.sort_unstable();
+    (trace.id, keys, trace.verdict).hash(hasher);
+    (trace.rooted, trace.unplaced, trace.taken_over).hash(hasher);
+    trace.asked.min(ASKED_TOLD).hash(hasher);
+    match &trace.trying {
+        Some(trying) => trying.hash(hasher),
+        None => hasher.write_u8(0),
+    }
+}

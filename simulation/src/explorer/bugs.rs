@@ -1,0 +1,70 @@
+//! Bugs that can be planted, to see the checks catch them.
+//!
+//! None is in the product's code: the world tampers with what goes into the real core or comes out
+//! of it. Of the mutants that PROTOCOL.md lists, some break rules that rest on placing and change
+//! nothing yet that could be seen: *keep confirmations across views*, *compare holders without
+//! incarnations*, *hand over without what is remembered*, *settle with an attempt in flight*, *no
+//! epoch after a stand-still*, *count a confirmation of another view* by a live owner. Where they
+//! are inside the core, as the first three will be, they need source patches.
+
+/// A bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Bug {
+    /// The client is answered when the owner alone holds its spans.
+    AcknowledgeOwnerAlone,
+    /// A Hold is answered as stored and is not.
+    AcknowledgeUnstored,
+    /// What an earlier incarnation acknowledged counts for the present one.
+    KeepAcknowledgement,
+    /// Targets are those of the view at the request's start.
+    TargetsOfStart,
+    /// A node serves clients while it joins.
+    ServeWhileJoining,
+    /// Nobody is told that a holder was routed around.
+    NoMark,
+    /// That the sender has another view says nothing to the receiver.
+    NoForeignMark,
+    /// Nobody is told what is done.
+    NoDone,
+    /// A Done counts for all spans of its trace, whatever its sum.
+    DoneWithoutSum,
+    /// Nobody asks what became of a trace.
+    NoAsking,
+    /// What the owner wants is not read.
+    IgnoreWanted,
+    /// A node decides whatever it holds.
+    DecideAsNoOwner,
+    /// An owner never waits for its replica's view.
+    DecideUncalm,
+    /// A leaving node forgets while it offers.
+    ForgetWhileOffering,
+    /// A leaving node counts a confirmation that is older than the last change.
+    ConfirmStale,
+    /// A leaving node counts what another incarnation, in any view, confirmed.
+    ConfirmByFormer,
+    /// A sink that says nothing counts as one that acknowledged.
+    TrustSilentSink,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::AcknowledgeOwnerAlone,
+        Self::AcknowledgeUnstored,
+        Self::KeepAcknowledgement,
+        Self::TargetsOfStart,
+        Self::ServeWhileJoining,
+        Self::NoMark,
+        Self::NoForeignMark,
+        Self::NoDone,
+        Self::DoneWithoutSum,
+        Self::NoAsking,
+        Self::IgnoreWanted,
+        Self::DecideAsNoOwner,
+        Self::DecideUncalm,
+        Self::ForgetWhileOffering,
+        Self::ConfirmStale,
+        Self::ConfirmByFormer,
+        Self::TrustSilentSink,
+    ];
+}

@@ -1,0 +1,207 @@
+//! The explorer's command line.
+
+use super::bugs::Bug;
+use super::check::{LICENCES, Until};
+use super::search::{SMALL, search};
+use super::setting::Atlas;
+use super::story::story;
+use super::walk::{Ended, Twist, walk};
+use super::witness::Invariant;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Explore the protocol of holding spans
+#[derive(Debug, clap::Args)]
+pub struct Explore {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Walk at random, from each seed: faults, then healing, then the checks at rest
+    Walk {
+        /// The seeds, the last one not included
+        #[arg(long, value_name = "FROM..TO", default_value = "0..10000", value_parser = seeds)]
+        seeds: Range<u64>,
+        /// A bug to plant
+        #[arg(long)]
+        bug: Option<Bug>,
+    },
+    /// Tell the walk of one seed, step by step
+    Tell {
+        /// The seed
+        seed: u64,
+        /// A bug to plant
+        #[arg(long)]
+        bug: Option<Bug>,
+    },
+    /// Plant each bug, and show the first walk that catches it
+    Bugs {
+        /// Walks for each bug
+        #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+        walks_max: u64,
+    },
+    /// Withhold each excuse, and show the first walk that needs it
+    Licences {
+        /// Walks for each excuse
+        #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+        walks_max: u64,
+    },
+    /// Search a small world completely
+    Search {
+        /// Which: `list` names them
+        name: String,
+        /// States after which to give up
+        #[arg(long, value_name = "COUNT", default_value_t = 2_000_000)]
+        states_max: usize,
+        /// A bug to plant
+        #[arg(long)]
+        bug: Option<Bug>,
+    },
+}
+
+fn seeds(text: &str) -> Result<Range<u64>, String> {
+    let range = text.split_once("..").and_then(|(from, to)| {
+        let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
+        (from < to).then_some(from..to)
+    });
+    range.ok_or_else(|| "seeds are two numbers, the lesser first: 0..1000".to_owned())
+}
+
+/// Does what was asked, and says how it went. The exit code is 0 when every promise held (or every
+/// bug was caught), 1 when not, 2 when there is no such world.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn run(explore: &Explore, out: &mut impl Write) -> io::Result<ExitCode> {
+    let atlas = Arc::new(Atlas::new());
+    match &explore.what {
+        What::Walk { seeds, bug } => walk_all(seeds.clone(), *bug, &atlas, out),
+        What::Tell { seed, bug } => {
+            let (text, ended) = story(*seed, Twist { bug: *bug, withheld: None }, &atlas);
+            write!(out, "{text}")?;
+            Ok(code(ended.violation.is_none()))
+        }
+        What::Bugs { walks_max } => hunt_all(*walks_max, &atlas, out),
+        What::Licences { walks_max } => try_licences(*walks_max, &atlas, out),
+        What::Search { name, states_max, bug } => search_one(name, *states_max, *bug, &atlas, out),
+    }
+}
+
+fn code(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn walk_all(
+    seeds: Range<u64>,
+    bug: Option<Bug>,
+    atlas: &Arc<Atlas>,
+    out: &mut impl Write,
+) -> io::Result<ExitCode> {
+    let began = Instant::now();
+    let count = seeds.end - seeds.start;
+    let (mut steps, mut accepted, mut finished) = (0, 0_u64, 0_u64);
+    let mut broken: BTreeMap<Invariant, (u64, u64, Ended)> = BTreeMap::new();
+    for seed in seeds {
+        let ended = walk(seed, Twist { bug, withheld: None }, atlas, |_, _, _| {});
+        steps += ended.steps;
+        accepted += u64::from(ended.accepted);
+        finished += u64::from(ended.finished);
+        let Some(violation) = &ended.violation else { continue };
+        let known = broken.entry(violation.invariant).or_insert((0, seed, ended.clone()));
+        known.0 += 1;
+        if ended.steps < known.2.steps {
+            (known.1, known.2) = (seed, ended);
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = steps as f64 / seconds.max(1e-9);
+    let violations: u64 = broken.values().map(|known| known.0).sum();
+    writeln!(
+        out,
+        "{count} walks, {steps} steps, {violations} violations, {seconds:.1} s, {rate:.0} steps/s"
+    )?;
+    writeln!(out, "{accepted} spans acknowledged, {finished} of them finished")?;
+    for (times, seed, ended) in broken.values() {
+        let Some(violation) = &ended.violation else { continue };
+        writeln!(out, "{violation}: {times} times, shortest: seed {seed}, {} steps", ended.steps)?;
+    }
+    Ok(code(broken.is_empty()))
+}
+
+fn hunt_all(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
+    let mut all_caught = true;
+    for bug in Bug::ALL {
+        let twist = Twist { bug: Some(bug), withheld: None };
+        let caught = first_violation(walks_max, twist, atlas);
+        all_caught &= caught.is_some();
+        writeln!(out, "{bug:?}: {}", tell_catch(caught, walks_max))?;
+    }
+    Ok(code(all_caught))
+}
+
+fn try_licences(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
+    let mut all_needed = true;
+    for (number, licence) in LICENCES.iter().enumerate() {
+        let twist = Twist { bug: None, withheld: Some(number) };
+        let caught = first_violation(walks_max, twist, atlas);
+        // The protocol's own stay, also where nothing needs them yet.
+        all_needed &= caught.is_some() || licence.until == Until::Always;
+        let (invariant, until, reason) = (licence.invariant, licence.until, licence.reason);
+        let told = tell_catch(caught, walks_max);
+        writeln!(out, "{number} {invariant:?} ({until:?}: {reason}): {told}")?;
+    }
+    Ok(code(all_needed))
+}
+
+fn first_violation(walks_max: u64, twist: Twist, atlas: &Arc<Atlas>) -> Option<(u64, Ended)> {
+    let mut walks = (0..walks_max).map(|seed| (seed, walk(seed, twist, atlas, |_, _, _| {})));
+    walks.find(|(_, ended)| ended.violation.is_some())
+}
+
+fn tell_catch(caught: Option<(u64, Ended)>, walks_max: u64) -> String {
+    match caught {
+        Some((seed, Ended { steps, violation: Some(violation), .. })) => {
+            format!("caught by walk {seed} after {steps} steps: {violation}")
+        }
+        _ => format!("not caught in {walks_max} walks"),
+    }
+}
+
+fn search_one(
+    name: &str,
+    states_max: usize,
+    bug: Option<Bug>,
+    atlas: &Arc<Atlas>,
+    out: &mut impl Write,
+) -> io::Result<ExitCode> {
+    let Some(small) = SMALL.iter().find(|small| small.name == name) else {
+        if name != "list" {
+            writeln!(out, "there is no world {name:?}; there are:")?;
+        }
+        for small in SMALL {
+            writeln!(out, "{:14} {}", small.name, small.about)?;
+        }
+        return Ok(if name == "list" { ExitCode::SUCCESS } else { ExitCode::from(2) });
+    };
+    let began = Instant::now();
+    let seen = search(small.setting(bug), atlas, states_max);
+    let seconds = began.elapsed().as_secs_f64();
+    let (states, steps, rests) = (seen.states, seen.steps, seen.rests);
+    let completeness = if seen.complete { "complete" } else { "cut short" };
+    writeln!(
+        out,
+        "{}: {states} states, {steps} steps, {rests} at rest, {completeness}, {seconds:.1} s",
+        small.about
+    )?;
+    if let Some((violation, story)) = &seen.violation {
+        write!(out, "{story}")?;
+        writeln!(out, "{violation}")?;
+    }
+    Ok(code(seen.complete))
+}
