@@ -117,6 +117,7 @@ impl Shards {
             let turn = turn::Turn {
                 number,
                 shard,
+                gifts: outgoing::Gifts::default(),
                 sinks: settings.sinks.clone(),
                 dead_letters: Arc::clone(&settings.dead_letters),
                 peers: peers.clone(),

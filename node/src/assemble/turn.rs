@@ -4,7 +4,7 @@
 //! polled beside its inputs; none is waited for. An answer that comes too late finds the attempt's
 //! number changed, and is ignored by the shard.
 
-use super::outgoing::{self, Outgoing, Placing};
+use super::outgoing::{self, Gifts, Outgoing, Placing};
 use super::{Held, Input};
 use crate::frame::{HoldReply, Verdict};
 use crate::memory::Memory;
@@ -37,13 +37,24 @@ const INPUTS_PER_TURN: usize = 16;
 
 /// Something that was waited for.
 enum Event {
-    Answered { trace_id: TraceId, number: u32, sink: u32, answer: Answer },
-    Replied { from: NodeId, asked: Vec<(TraceId, u32)>, reply: Option<HoldReply> },
+    Answered {
+        trace_id: TraceId,
+        number: u32,
+        sink: u32,
+        answer: Answer,
+    },
+    Replied {
+        from: NodeId,
+        asked: Vec<(TraceId, u32)>,
+        given_bytes: usize,
+        reply: Option<HoldReply>,
+    },
 }
 
 pub(super) struct Turn {
     pub(super) number: usize,
     pub(super) shard: Shard,
+    pub(super) gifts: Gifts,
     pub(super) sinks: Vec<Arc<dyn Sink>>,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) peers: Peers,
@@ -121,9 +132,11 @@ impl Turn {
             Event::Answered { trace_id, number, sink, answer } => {
                 self.shard.on_answer(now, trace_id, number, sink, answer);
             }
-            Event::Replied { reply: None, .. } => {}
-            Event::Replied { from, asked, reply: Some(reply) } => {
-                outgoing::on_reply(&mut self.shard, now, &from, &asked, &reply);
+            Event::Replied { from, asked, given_bytes, reply } => {
+                self.gifts.ended(&from, given_bytes);
+                if let Some(reply) = reply {
+                    outgoing::on_reply(&mut self.shard, now, &from, &asked, &reply);
+                }
             }
         }
     }
@@ -133,7 +146,7 @@ impl Turn {
         if effects.is_empty() {
             return;
         }
-        let outgoing = Outgoing::new(effects, self.peers.sender());
+        let outgoing = Outgoing::new(effects, self.peers.sender(), &mut self.gifts);
         for (attempt, number, sinks) in outgoing.exports {
             self.export(&attempt, number, sinks, waiting);
         }
@@ -185,7 +198,7 @@ impl Turn {
     }
 
     fn place(&self, placing: Placing) -> BoxFuture<'static, Event> {
-        let Placing { target: from, hold, asked } = placing;
+        let Placing { target: from, hold, asked, given_bytes } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
             let reply = match peers.hold(&from, &hold, PLACING_MAX).await {
@@ -195,7 +208,7 @@ impl Turn {
                     None
                 }
             };
-            Event::Replied { from, asked, reply }
+            Event::Replied { from, asked, given_bytes, reply }
         })
     }
 

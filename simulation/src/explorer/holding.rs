@@ -10,7 +10,7 @@ use super::setting::HASH_KEY;
 use super::witness::{Facts, Invariant};
 use super::world::{SinkSays, World};
 use std::sync::Arc;
-use tracemesh::assemble::outgoing::{self, Outgoing};
+use tracemesh::assemble::outgoing::{self, Gifts, Outgoing};
 use tracemesh::assemble::part::{self, PartReply};
 use tracemesh::cut::Cut;
 use tracemesh::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Verdict};
@@ -245,7 +245,8 @@ impl World {
         for keeper in 0..self.nodes[number].keepers.len() {
             let effects = self.nodes[number].keepers[keeper].shard.take_effects();
             if !effects.is_empty() {
-                let outgoing = Outgoing::new(effects, self.nodes[number].sender());
+                let outgoing =
+                    Outgoing::new(effects, self.nodes[number].sender(), &mut Gifts::default());
                 self.send_out(number, outgoing);
             }
         }
