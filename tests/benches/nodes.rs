@@ -23,7 +23,7 @@ use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::ports::claim_base_port;
 
 /// Enough for some seconds of load, and held by the nodes while they wait for root spans.
-const SPANS: &str = "1000000";
+const SPANS: &str = "2000000";
 /// Requests that prost decodes in one go: more than the nearest caches hold.
 const DECODED_REQUESTS: usize = 32;
 /// Until it decodes them again.
@@ -70,7 +70,7 @@ fn measure(cluster: &Cluster) -> Result<(), String> {
         node.with("sinks", json!([{ "otlp": { "endpoint": endpoint, "compression": "none" } }]))
             .with("cluster.replicas", json!(cluster.replicas))
             .with("node.memory", json!("4GiB"))
-            .with("traces.root_delay", json!("6s"))
+            .with("traces.root_delay", json!("1s"))
     });
     let settings: Vec<Settings> = settings.collect();
     let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
