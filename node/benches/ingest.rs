@@ -152,12 +152,7 @@ impl Server {
 }
 
 /// Each time that it is told to, sends every request and says how many were accepted.
-fn send_all(
-    url: &str,
-    requests: Vec<Bytes>,
-    going: Receiver<()>,
-    answers: mpsc::Sender<usize>,
-) {
+fn send_all(url: &str, requests: Vec<Bytes>, going: Receiver<()>, answers: mpsc::Sender<usize>) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let send = async |body: &Bytes| {

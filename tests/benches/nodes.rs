@@ -23,7 +23,7 @@ use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::ports::claim_base_port;
 
 /// Enough for some seconds of load, and held by the nodes while they wait for root spans.
-const SPANS: &str = "2000000";
+const SPANS: &str = "3000000";
 /// Requests that prost decodes in one go: more than the nearest caches hold.
 const DECODED_REQUESTS: usize = 32;
 /// Until it decodes them again.
@@ -43,9 +43,7 @@ fn main() -> ExitCode {
     let cluster = match what.as_deref() {
         Some("one") => Cluster { ids: &["a"], replicas: 1, goal: 1.2 },
         Some("three") => Cluster { ids: &["a", "b", "c"], replicas: 1, goal: 3.3 },
-        Some("three-without-replica") => {
-            Cluster { ids: &["a", "b", "c"], replicas: 0, goal: 2.0 }
-        }
+        Some("three-without-replica") => Cluster { ids: &["a", "b", "c"], replicas: 0, goal: 2.0 },
         _ => {
             eprintln!("usage: cargo bench -p tracemesh-tests --bench nodes -- CLUSTER");
             eprintln!("where CLUSTER is one, three or three-without-replica");
@@ -70,7 +68,7 @@ fn measure(cluster: &Cluster) -> Result<(), String> {
         node.with("sinks", json!([{ "otlp": { "endpoint": endpoint, "compression": "none" } }]))
             .with("cluster.replicas", json!(cluster.replicas))
             .with("node.memory", json!("4GiB"))
-            .with("traces.root_delay", json!("1s"))
+            .with("traces.root_delay", json!("2s"))
     });
     let settings: Vec<Settings> = settings.collect();
     let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
