@@ -43,7 +43,7 @@ impl Entry {
     }
 }
 
-/// What the hash table goes by: the upper half of a trace key, in its upper bits and its lower ones.
+/// What the hash table goes by: the upper half of a trace key, in its upper and its lower bits.
 fn table_hash(key: u64) -> u64 {
     key & !u64::from(u32::MAX) | key >> 32
 }
@@ -64,7 +64,7 @@ impl Table {
     }
 
     /// Looks up many traces by id and key, and makes room for those that are not known. Look-ups
-    /// with nothing between them wait for memory together, and what they touched is then in a cache.
+    /// with nothing between them wait for memory together, and leave what they touched in a cache.
     pub(crate) fn prepare(&mut self, traces: impl Iterator<Item = (TraceId, u64)>) {
         let is_new = |&(id, key): &(TraceId, u64)| {
             self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).is_none()
