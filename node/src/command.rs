@@ -11,6 +11,8 @@ mod load;
 mod run;
 mod status;
 
+pub use load::load_requests;
+
 use crate::config::{self, ConfigErrors, Flags, Surroundings};
 use anyhow::Context;
 use clap::{Parser, Subcommand};

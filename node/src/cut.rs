@@ -20,6 +20,7 @@ const SPANS_TAG: u8 = 0x12;
 pub struct Cut {
     request: Bytes,
     scan: Scan,
+    trace_keys: Vec<u64>,
     slots: Vec<Slot>,
     by_trace: Vec<u32>,
     starts: Vec<u32>,
@@ -28,7 +29,9 @@ pub struct Cut {
 impl Cut {
     /// Sorts the spans of `scan`, which was made of `request`.
     pub fn new(request: Bytes, scan: Scan, hash_key: &HashKey) -> Self {
-        let slots = scan.traces.iter().map(|trace| hash_key.slot(&trace.id.0)).collect();
+        let trace_keys = scan.traces.iter().map(|trace| hash_key.trace_key(&trace.id.0));
+        let trace_keys: Vec<u64> = trace_keys.collect();
+        let slots = trace_keys.iter().copied().map(Slot::of_trace_key).collect();
         let mut starts = Vec::with_capacity(scan.traces.len() + 1);
         let mut sum = 0;
         for trace in &scan.traces {
@@ -43,7 +46,7 @@ impl Cut {
             by_trace[*place as usize] = number;
             *place += 1;
         }
-        Self { request, scan, slots, by_trace, starts }
+        Self { request, scan, trace_keys, slots, by_trace, starts }
     }
 
     /// The scanned bytes.
@@ -64,6 +67,11 @@ impl Cut {
     /// The id of a trace.
     pub fn trace_id(&self, trace: u32) -> TraceId {
         self.scan.traces[trace as usize].id
+    }
+
+    /// The keyed hash of a trace's id.
+    pub fn trace_key(&self, trace: u32) -> u64 {
+        self.trace_keys[trace as usize]
     }
 
     /// The spans of a trace, in the order of the request.

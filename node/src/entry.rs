@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
-use tracemesh_membership::{Incarnation, MemberIndex, NodeId, Placement, Slot};
+use tracemesh_membership::{Holders, Incarnation, MemberIndex, NodeId, Placement, Slot};
 
 /// A target that made no progress for so long is routed around.
 pub const ACK_WAIT: Duration = Duration::from_millis(250);
@@ -207,20 +207,21 @@ impl OpenRequest {
         if !self.changed && !self.batches.is_empty() {
             return self.advance_unchanged();
         }
-        let mut lacking: Vec<(NodeId, Mark, Content, u32)> = Vec::new();
+        let (placement, me) = (Arc::clone(&self.placement), self.me.clone());
+        let mut lacking = Vec::new();
         let mut waiting = false;
         let mut copies = Copies::Replicated;
         for (number, &slot) in (0_u32..).zip(&self.slots) {
-            let (targets, mark) = self.targets(slot);
+            let (targets, mark) = self.targets(&placement, &me, slot);
             let wanted = self.wanted_copies();
-            if targets.len() < wanted {
+            if targets.iter().flatten().count() < wanted {
                 return Step::Answer(Answer::TooFew);
             }
             if wanted == 1 {
                 copies = Copies::Single;
             }
-            for target in targets {
-                match self.standing(&target, number, mark) {
+            for target in targets.into_iter().flatten() {
+                match self.standing(target, number, mark) {
                     Standing::Held => {}
                     Standing::Flying => waiting = true,
                     Standing::Lacking(content) => lacking.push((target, mark, content, number)),
@@ -256,23 +257,33 @@ impl OpenRequest {
         (1 + self.replicas as usize).min(members).max(1)
     }
 
-    /// Who must hold the traces of a slot, owner first, and whether one was routed around.
-    fn targets(&self, slot: Slot) -> (Vec<NodeId>, Mark) {
-        let members = self.placement.view().members();
+    /// Who must hold the traces of a slot, owner first, and whether one was routed around. The
+    /// placement and this node are those of `self`.
+    fn targets<'a>(
+        &self,
+        placement: &'a Placement,
+        me: &'a NodeId,
+        slot: Slot,
+    ) -> ([Option<&'a NodeId>; 2], Mark) {
+        let members = placement.view().members();
         let wanted = self.wanted_copies();
-        let name = |index: MemberIndex| members[index as usize].id.clone();
-        let first = |holders: Option<tracemesh_membership::Holders>| -> Vec<NodeId> {
-            let Some(holders) = holders else { return Vec::new() };
-            std::iter::once(holders.owner).chain(holders.replica).map(name).take(wanted).collect()
+        let name = |index: MemberIndex| &members[index as usize].id;
+        let first = |holders: Option<Holders>| match holders {
+            None => [None; 2],
+            Some(Holders { owner, replica }) => {
+                [Some(name(owner)), replica.filter(|_| wanted > 1).map(name)]
+            }
         };
-        let holders = first(self.placement.holders(slot));
-        if holders.iter().all(|holder| !self.avoided.contains(holder)) {
+        let holders = first(placement.holders(slot));
+        if holders.iter().flatten().all(|holder| !self.avoided.contains(*holder)) {
             return (holders, Mark::Unmarked);
         }
-        let answers = |index: MemberIndex| !self.avoided.contains(&members[index as usize].id);
-        let mut holders = first(self.placement.holders_among(slot, answers));
-        if holders.len() < wanted && !holders.contains(&self.me) {
-            holders.push(self.me.clone());
+        let answers = |index: MemberIndex| !self.avoided.contains(name(index));
+        let mut holders = first(placement.holders_among(slot, answers));
+        if !holders.contains(&Some(me))
+            && let Some(free) = holders[..wanted].iter_mut().find(|holder| holder.is_none())
+        {
+            *free = Some(me);
         }
         (holders, Mark::Marked)
     }
@@ -308,19 +319,20 @@ impl OpenRequest {
     }
 
     /// Groups what lacks into one batch per target, mark and content.
-    fn batch(&mut self, mut lacking: Vec<(NodeId, Mark, Content, u32)>) -> Vec<Send> {
-        lacking.sort();
+    fn batch(&mut self, mut lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
+        lacking.sort_unstable();
         let mut sends: Vec<Send> = Vec::new();
         for (target, mark, content, trace) in lacking {
             match sends.last_mut() {
                 Some(last)
-                    if last.target == target && last.mark == mark && last.content == content =>
+                    if last.target == *target && last.mark == mark && last.content == content =>
                 {
                     last.traces.push(trace);
                 }
                 _ => {
                     let batch = self.batches.len() + sends.len();
-                    sends.push(Send { batch, target, traces: vec![trace], mark, content });
+                    let (target, traces) = (target.clone(), vec![trace]);
+                    sends.push(Send { batch, target, traces, mark, content });
                 }
             }
         }

@@ -28,8 +28,7 @@ use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
 use scopes::Scopes;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
@@ -183,7 +182,8 @@ pub struct Shard {
     decide: Box<dyn Decide>,
     table: Table,
     scopes: Scopes,
-    wakes: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Traces to look at, by when.
+    wakes: BTreeMap<u64, Vec<u32>>,
     remembered: VecDeque<(u64, TraceId)>,
     placement: Arc<Placement>,
     my_index: Option<MemberIndex>,
@@ -220,7 +220,7 @@ impl Shard {
             sinks,
             started: now,
             decide,
-            wakes: BinaryHeap::new(),
+            wakes: BTreeMap::new(),
             remembered: VecDeque::new(),
             placement,
             my_index,
@@ -260,7 +260,7 @@ impl Shard {
     /// When [`Self::on_time`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let expires = self.remembered.front().map(|&(at, _)| at);
-        let wakes = self.wakes.peek().map(|&Reverse((at, _))| at);
+        let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
         let at = expires.into_iter().chain(wakes).min()?;
         Some(self.started + Duration::from_millis(at))
     }
@@ -325,15 +325,14 @@ impl Shard {
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
         let now_ms = self.ms(now);
-        while let Some(&Reverse((at, index))) = self.wakes.peek() {
-            if at > now_ms {
-                break;
-            }
-            self.wakes.pop();
-            let Some(trace) = self.table.get_mut(index) else { continue };
-            if trace.wake_ms == at {
-                trace.wake_ms = u64::MAX;
-                self.consider(index, now_ms);
+        while let Some(first) = self.wakes.first_entry().filter(|first| *first.key() <= now_ms) {
+            let (at, indexes) = first.remove_entry();
+            for index in indexes {
+                let Some(trace) = self.table.get_mut(index) else { continue };
+                if trace.wake_ms == at {
+                    trace.wake_ms = u64::MAX;
+                    self.consider(index, now_ms);
+                }
             }
         }
         self.forget_expired(now_ms);
@@ -433,7 +432,7 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         if at < trace.wake_ms {
             trace.wake_ms = at;
-            self.wakes.push(Reverse((at, index)));
+            self.wakes.entry(at).or_default().push(index);
         }
     }
 

@@ -33,6 +33,7 @@ use self::processes::{Meter, Process};
 use self::report::{Allowed, Report};
 use self::sender::{Pace, Sender};
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -50,6 +51,10 @@ use tonic::transport::Uri;
 
 /// Traces of a run that says neither how many spans nor how long.
 const SPANS_DEFAULT: u64 = 100_000;
+/// Spans of a trace, unless told otherwise.
+const SPANS_PER_TRACE: u64 = 8;
+/// Spans of a request, unless told otherwise.
+const REQUEST_SPANS: u64 = 512;
 /// Requests under way when the rate is what the targets can take: enough to keep them busy.
 const REQUESTS_IN_FLIGHT: usize = 32;
 /// Requests under way at a fixed rate: with 512 spans each, ten seconds of 20,000 spans a second,
@@ -82,11 +87,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub rate: u64,
     /// Spans of a trace
-    #[arg(long, value_name = "COUNT", default_value_t = 8)]
+    #[arg(long, value_name = "COUNT", default_value_t = SPANS_PER_TRACE)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=SPANS_PER_TRACE_MAX))]
     pub spans_per_trace: u64,
     /// Spans of a request
-    #[arg(long, value_name = "COUNT", default_value_t = 512)]
+    #[arg(long, value_name = "COUNT", default_value_t = REQUEST_SPANS)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub request_spans: u64,
     /// Spread the spans of a trace over so much time; needs --rate
@@ -294,6 +299,25 @@ async fn settle(arrivals: &Arrivals, arguments: &Arguments) {
         }
     }
     sleep(arguments.linger).await;
+}
+
+/// The first requests that `load` sends to so many targets, and the number of spans in them; for
+/// benchmarks.
+pub fn load_requests(target_count: u64, request_count: usize) -> (Vec<Bytes>, u64) {
+    let shape = Shape {
+        seed: 1,
+        spans_per_trace: SPANS_PER_TRACE,
+        trace_count: None,
+        target_count,
+        request_spans: REQUEST_SPANS,
+    };
+    let plan = Plan::new(shape);
+    let mut generator = Generator::new(plan, shape.seed);
+    let now = nanoseconds_since_1970();
+    let requests = plan.schedule(0).take(request_count);
+    let requests: Vec<_> = requests.map(|request| generator.request(request, now)).collect();
+    let span_count = requests.iter().map(|(_, span_count)| span_count).sum();
+    (requests.into_iter().map(|(bytes, _)| bytes).collect(), span_count)
 }
 
 fn plan_of(arguments: &Arguments, seed: u64) -> Plan {

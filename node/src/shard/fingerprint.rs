@@ -10,7 +10,6 @@ use super::trace::{SpanState, Trace};
 use super::{ASK_AFTER, SETTLE_MAX, Shard, to_ms};
 use crate::frame::Verdict;
 use crate::spans::TraceId;
-use std::cmp::Reverse;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -96,13 +95,15 @@ impl Shard {
         self.stale_wakes().hash(hasher);
     }
 
-    /// Entries of the queue that will do nothing before the first that counts: passing each of
-    /// them is a step of its own.
+    /// Moments in the queue at which nothing will be done, before the first that counts: passing
+    /// each of them is a step of its own.
     fn stale_wakes(&self) -> usize {
-        let counts = |at, index| self.table.get(index).is_some_and(|trace| trace.wake_ms == at);
-        let entries = || self.wakes.iter().map(|&Reverse(entry)| entry);
-        let first = entries().filter(|&(at, index)| counts(at, index)).min();
-        entries().filter(|&entry| first.is_none_or(|first| entry < first)).count()
+        let is_stale =
+            |at: u64, index: &u32| self.table.get(*index).is_none_or(|trace| trace.wake_ms != at);
+        let moments = self.wakes.iter();
+        moments
+            .take_while(|(at, indexes)| indexes.iter().all(|index| is_stale(**at, index)))
+            .count()
     }
 }
 

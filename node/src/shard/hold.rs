@@ -30,9 +30,11 @@ impl Shard {
     pub fn on_hold(&mut self, now: Instant, cut: &Cut, traces: &[u32], part: HoldPart) {
         let now_ms = self.ms(now);
         let mut scopes = vec![None; cut.scan().scopes.len()];
+        let id_and_key = |number: u32| (cut.trace_id(number), cut.trace_key(number));
+        self.table.prepare(traces.iter().copied().map(id_and_key));
         for &number in traces {
-            let slot = cut.slots()[number as usize];
-            let (index, new) = self.table.find_or_insert(cut.trace_id(number), slot);
+            let (slot, (id, key)) = (cut.slots()[number as usize], id_and_key(number));
+            let (index, new) = self.table.find_or_insert(id, key, slot);
             let Some(trace) = self.table.get(index) else { continue };
             let before = if new { Before::default() } else { Before::of(trace) };
             self.store(index, cut, number, &mut scopes, part);

@@ -4,23 +4,53 @@
 //! trace until the trace is removed, and may be used again afterwards, so whoever keeps one across
 //! turns checks the trace's id. The hash is the trace key, keyed by the cluster's secret, because
 //! clients choose trace ids.
+//!
+//! There are many traces and most are in no cache, so none is touched or moved for the sake of
+//! another: the slab grows by pages, and the hash table knows the hashes.
 
 use super::trace::Trace;
 use crate::spans::TraceId;
 use hashbrown::HashTable;
 use tracemesh_membership::{HashKey, Slot};
 
+/// Traces of one page of the slab.
+const PAGE_TRACES: usize = 1024;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     hash_key: HashKey,
-    slab: Vec<Option<Trace>>,
+    /// All full but the last one.
+    pages: Vec<Vec<Option<Trace>>>,
     free: Vec<u32>,
-    by_id: HashTable<u32>,
+    by_id: HashTable<Entry>,
+}
+
+/// Where a trace is.
+#[derive(Clone, Debug)]
+struct Entry {
+    index: u32,
+    /// The upper half of the trace key.
+    hash: u32,
+}
+
+impl Entry {
+    fn new(index: u32, key: u64) -> Self {
+        Self { index, hash: (key >> 32) as u32 }
+    }
+
+    fn hash(&self) -> u64 {
+        table_hash(u64::from(self.hash) << 32)
+    }
+}
+
+/// What the hash table goes by: the upper half of a trace key, in its upper and its lower bits.
+fn table_hash(key: u64) -> u64 {
+    key & !u64::from(u32::MAX) | key >> 32
 }
 
 impl Table {
     pub(crate) fn new(hash_key: HashKey) -> Self {
-        Self { hash_key, slab: Vec::new(), free: Vec::new(), by_id: HashTable::new() }
+        Self { hash_key, pages: Vec::new(), free: Vec::new(), by_id: HashTable::new() }
     }
 
     #[cfg(test)]
@@ -29,40 +59,64 @@ impl Table {
     }
 
     pub(crate) fn find(&self, id: TraceId) -> Option<u32> {
-        let hash = self.hash_key.trace_key(&id.0);
-        self.by_id.find(hash, |&index| self.is(index, id)).copied()
+        let key = self.hash_key.trace_key(&id.0);
+        self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).map(|entry| entry.index)
     }
 
-    /// The trace's index, and whether the trace was not known and is new and empty.
-    pub(crate) fn find_or_insert(&mut self, id: TraceId, slot: Slot) -> (u32, bool) {
-        let hash = self.hash_key.trace_key(&id.0);
-        if let Some(&index) = self.by_id.find(hash, |&index| self.is(index, id)) {
-            return (index, false);
+    /// Looks up many traces by id and key, and makes room for those that are not known. Look-ups
+    /// with nothing between them wait for memory together, and leave what they touched in a cache.
+    pub(crate) fn prepare(&mut self, traces: impl Iterator<Item = (TraceId, u64)>) {
+        let is_new = |&(id, key): &(TraceId, u64)| {
+            self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).is_none()
+        };
+        let new_count = traces.filter(is_new).count();
+        self.by_id.reserve(new_count, Entry::hash);
+    }
+
+    /// The index of the trace with this id and key, and whether the trace was not known and is new
+    /// and empty.
+    pub(crate) fn find_or_insert(&mut self, id: TraceId, key: u64, slot: Slot) -> (u32, bool) {
+        let hash = table_hash(key);
+        if let Some(entry) = self.by_id.find(hash, |entry| self.is(entry, key, id)) {
+            return (entry.index, false);
         }
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slab.push(None);
-            u32::try_from(self.slab.len() - 1).unwrap_or(u32::MAX)
-        });
-        self.slab[index as usize] = Some(Trace::new(id, slot));
-        let (slab, hash_key) = (&self.slab, &self.hash_key);
-        self.by_id.insert_unique(hash, index, |&index| {
-            slab[index as usize].as_ref().map_or(0, |trace| hash_key.trace_key(&trace.id.0))
-        });
+        let trace = Some(Trace::new(id, slot));
+        let index = match self.free.pop() {
+            Some(index) => {
+                let (page, at) = place(index);
+                self.pages[page][at] = trace;
+                index
+            }
+            None => self.push(trace),
+        };
+        self.by_id.insert_unique(hash, Entry::new(index, key), Entry::hash);
         (index, true)
     }
 
+    fn push(&mut self, trace: Option<Trace>) -> u32 {
+        if self.pages.last().is_none_or(|page| page.len() == PAGE_TRACES) {
+            self.pages.push(Vec::with_capacity(PAGE_TRACES));
+        }
+        let page = self.pages.len() - 1;
+        self.pages[page].push(trace);
+        u32::try_from(page * PAGE_TRACES + self.pages[page].len() - 1).unwrap_or(u32::MAX)
+    }
+
     pub(crate) fn get(&self, index: u32) -> Option<&Trace> {
-        self.slab.get(index as usize)?.as_ref()
+        let (page, at) = place(index);
+        self.pages.get(page)?.get(at)?.as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Trace> {
-        self.slab.get_mut(index as usize)?.as_mut()
+        let (page, at) = place(index);
+        self.pages.get_mut(page)?.get_mut(at)?.as_mut()
     }
 
     pub(crate) fn remove(&mut self, index: u32) -> Option<Trace> {
-        let trace = self.slab.get_mut(index as usize)?.take()?;
-        let hash = self.hash_key.trace_key(&trace.id.0);
-        if let Ok(entry) = self.by_id.find_entry(hash, |&other| other == index) {
+        let (page, at) = place(index);
+        let trace = self.pages.get_mut(page)?.get_mut(at)?.take()?;
+        let hash = table_hash(self.hash_key.trace_key(&trace.id.0));
+        if let Ok(entry) = self.by_id.find_entry(hash, |other| other.index == index) {
             entry.remove();
         }
         self.free.push(index);
@@ -71,10 +125,19 @@ impl Table {
 
     /// All traces with their indexes, in slab order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Trace)> {
-        (0..).zip(&self.slab).filter_map(|(index, trace)| Some((index, trace.as_ref()?)))
+        (0..).zip(self.pages.iter().flatten()).filter_map(|(index, trace)| {
+            let trace = trace.as_ref()?;
+            Some((index, trace))
+        })
     }
 
-    fn is(&self, index: u32, id: TraceId) -> bool {
-        self.get(index).is_some_and(|trace| trace.id == id)
+    fn is(&self, entry: &Entry, key: u64, id: TraceId) -> bool {
+        entry.hash == (key >> 32) as u32
+            && self.get(entry.index).is_some_and(|trace| trace.id == id)
     }
+}
+
+/// The page of an index, and where in it.
+fn place(index: u32) -> (usize, usize) {
+    (index as usize / PAGE_TRACES, index as usize % PAGE_TRACES)
 }

@@ -276,7 +276,8 @@ impl Trace {
     /// Turns held spans to sending, chunk by chunk until one of the bounds is reached, and returns
     /// them with their number.
     pub(crate) fn begin_sending(&mut self, spans_max: u32, bytes_max: usize) -> (Vec<Chunk>, u32) {
-        let (mut chunks, mut span_count, mut bytes) = (Vec::new(), 0, 0);
+        let (mut span_count, mut bytes) = (0, 0);
+        let mut chunks = Vec::with_capacity(self.stored.len());
         for at in 0..self.stored.len() {
             if span_count >= spans_max || bytes >= bytes_max {
                 break;

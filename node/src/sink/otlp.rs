@@ -21,7 +21,7 @@ use super::queue::{Batching, Inbox, Pending};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
 use bytes::Bytes;
 use client::Answer;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::select;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -33,13 +33,14 @@ const REQUESTS_IN_FLIGHT_MAX: usize = 4;
 
 /// A busy sink's request carries at least so many traces: what a request costs by itself is then
 /// spread over some 500 spans.
-const TRACES_MIN: usize = 64;
+const TRACES_MIN: usize = 256;
 
 /// A trace waits no longer than this for the company of others.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// Attempts as requests of at most a size; a test puts one here that panics.
-type Encode = fn(&[Arc<Attempt>], usize) -> Vec<Bytes>;
+/// Attempts as requests of at most a size, in memory that was used before; a test puts one here
+/// that panics.
+type Encode = fn(&[Arc<Attempt>], usize, Vec<u8>) -> Vec<Bytes>;
 
 pub(super) struct Worker {
     exporter: Arc<Exporter>,
@@ -50,6 +51,8 @@ struct Exporter {
     client: Client,
     request_bytes_max: usize,
     encode: Encode,
+    /// Memory of requests that are over, of as many as may be in flight.
+    buffers: Mutex<Vec<Vec<u8>>>,
     metrics: SinkMetrics,
     health: Health,
     rejections: Pace,
@@ -66,7 +69,8 @@ impl Worker {
         let exporter = Exporter {
             client,
             request_bytes_max,
-            encode: request::encode,
+            encode: request::encode_into,
+            buffers: Mutex::default(),
             health: Health::new(metrics.up.clone()),
             rejections: Pace::default(),
             metrics,
@@ -142,14 +146,16 @@ impl Exporter {
     async fn send(&self, part: &[Pending]) -> Answer {
         let deadline = Instant::now() + ATTEMPT_MAX;
         let attempts: Vec<_> = part.iter().map(|pending| pending.attempt.clone()).collect();
-        let requests = match guarded(|| (self.encode)(&attempts, self.request_bytes_max)) {
+        let buffer = self.buffers().pop().unwrap_or_default();
+        let requests = match guarded(|| (self.encode)(&attempts, self.request_bytes_max, buffer)) {
             Ok(requests) => requests,
             Err(reason) => return Answer::Never { reason },
         };
         let mut rejected = (0, String::new());
         for request in requests {
             let start = Instant::now();
-            let answer = self.client.call(request, deadline).await;
+            let answer = self.client.call(request.clone(), deadline).await;
+            self.keep(request);
             self.metrics.seconds.observe(start.elapsed().as_secs_f64());
             if !matches!(answer, Answer::Later { .. } | Answer::Unanswered { .. }) {
                 self.on_answer();
@@ -165,6 +171,19 @@ impl Exporter {
             }
         }
         Answer::Taken { rejected_span_count: rejected.0, message: rejected.1 }
+    }
+
+    /// Keeps the memory of a request for another one.
+    fn keep(&self, request: Bytes) {
+        let mut buffers = self.buffers();
+        let is_usual = request.len() <= self.request_bytes_max && request.is_unique();
+        if is_usual && buffers.len() < REQUESTS_IN_FLIGHT_MAX {
+            buffers.push(request.into());
+        }
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rejected spans cannot be told from the others, and OTLP forbids to send them again: they are

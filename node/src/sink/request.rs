@@ -58,18 +58,25 @@ impl Room {
 
 /// Encodes attempts: as one request when they fit into it, else as several, cut span by span.
 pub(crate) fn encode(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
-    let mut room = Room::new(bytes_max);
-    if attempts.iter().all(|attempt| room.take(attempt)) {
-        return vec![encode_whole(attempts)];
+    encode_into(attempts, bytes_max, Vec::new())
+}
+
+/// The same with memory that was used before, because fresh one costs as much as filling it.
+pub(super) fn encode_into(
+    attempts: &[Arc<Attempt>],
+    bytes_max: usize,
+    buffer: Vec<u8>,
+) -> Vec<Bytes> {
+    let plan = Plan::of(attempts);
+    if plan.length() <= bytes_max {
+        return vec![plan.encode(buffer)];
     }
     split(attempts, bytes_max)
 }
 
 /// Encodes attempts as one request, whatever its size.
 pub(super) fn encode_whole(attempts: &[Arc<Attempt>]) -> Bytes {
-    let mut plan = Plan::default();
-    chunks(attempts).for_each(|chunk| plan.add(&chunk.scope, &chunk.spans));
-    plan.encode()
+    Plan::of(attempts).encode(Vec::new())
 }
 
 fn chunks(attempts: &[Arc<Attempt>]) -> impl Iterator<Item = &Chunk> {
@@ -83,14 +90,14 @@ fn split(attempts: &[Arc<Attempt>], bytes_max: usize) -> Vec<Bytes> {
     for chunk in chunks(attempts) {
         for span in Spans(&chunk.spans) {
             if !room.take_spans(&chunk.scope, span.len()) && !plan.resources.is_empty() {
-                requests.push(std::mem::take(&mut plan).encode());
+                requests.push(std::mem::take(&mut plan).encode(Vec::new()));
                 room = Room::new(bytes_max);
                 room.take_spans(&chunk.scope, span.len());
             }
             plan.add(&chunk.scope, span);
         }
     }
-    requests.push(plan.encode());
+    requests.push(plan.encode(Vec::new()));
     requests
 }
 
@@ -139,6 +146,12 @@ struct ScopePart<'a> {
 }
 
 impl<'a> Plan<'a> {
+    fn of(attempts: &'a [Arc<Attempt>]) -> Self {
+        let mut plan = Self::default();
+        chunks(attempts).for_each(|chunk| plan.add(&chunk.scope, &chunk.spans));
+        plan
+    }
+
     fn add(&mut self, scope: &'a Arc<Scope>, spans: &'a [u8]) {
         let index = match self.scope_index.get(&address(scope)) {
             Some(index) => *index,
@@ -162,10 +175,12 @@ impl<'a> Plan<'a> {
         index
     }
 
-    fn encode(&self) -> Bytes {
-        let lengths: Vec<usize> = self.resources.iter().map(|part| self.length(part)).collect();
-        let mut request = Vec::with_capacity(lengths.iter().copied().map(framed_length).sum());
-        for (part, length) in self.resources.iter().zip(lengths) {
+    fn encode(&self, buffer: Vec<u8>) -> Bytes {
+        let mut request = buffer;
+        request.clear();
+        request.reserve_exact(self.length());
+        for part in &self.resources {
+            let length = self.resource_length(part);
             put_header(&mut request, RESOURCE_SPANS, length);
             request.extend_from_slice(&part.resource.fields);
             for scope in part.scopes.iter().map(|index| &self.scopes[*index]) {
@@ -177,8 +192,13 @@ impl<'a> Plan<'a> {
         Bytes::from(request)
     }
 
+    /// Length of the request.
+    fn length(&self) -> usize {
+        self.resources.iter().map(|part| framed_length(self.resource_length(part))).sum()
+    }
+
     /// Length of a `ResourceSpans` message.
-    fn length(&self, part: &ResourcePart<'_>) -> usize {
+    fn resource_length(&self, part: &ResourcePart<'_>) -> usize {
         let scopes = part.scopes.iter().map(|index| framed_length(self.scopes[*index].bytes));
         part.resource.fields.len() + scopes.sum::<usize>()
     }

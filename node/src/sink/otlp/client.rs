@@ -5,12 +5,15 @@
 //! broke, or for a proxy's HTTP error, means *later*, whatever its code.
 
 use crate::sink::{ATTEMPT_MAX, Compression, StartError};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::stream;
 use http::uri::PathAndQuery;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::error::Error;
 use std::iter::successors;
 use std::sync::Arc;
@@ -124,7 +127,10 @@ impl Client {
         deadline: Instant,
     ) -> Reply {
         let answered = Arc::new(AtomicBool::new(false));
-        let mut grpc = Grpc::new(witnessed(self.channel.clone(), answered.clone()))
+        // The codec copies, which only what is compressed is worth.
+        let (body, plain) =
+            if compression.is_some() { (body, None) } else { (Bytes::new(), Some(body)) };
+        let mut grpc = Grpc::new(wrapped(self.channel.clone(), plain, answered.clone()))
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
         if let Some(compression) = compression {
@@ -209,9 +215,11 @@ fn taken(response: Bytes) -> Answer {
     Answer::Taken { rejected_span_count, message: partial.error_message }
 }
 
-/// The channel, noting whether a response carried a status of the server's own.
-fn witnessed(
+/// The channel, sending `plain` in place of the request's body where there is one, and noting
+/// whether a response carried a status of the server's own.
+fn wrapped(
     channel: Channel,
+    plain: Option<Bytes>,
     answered: Arc<AtomicBool>,
 ) -> impl tower::Service<
     http::Request<Body>,
@@ -221,8 +229,12 @@ fn witnessed(
     Error = tonic::transport::Error,
     Future: Send,
 > {
-    tower::service_fn(move |request| {
+    tower::service_fn(move |request: http::Request<Body>| {
         let (channel, answered) = (channel.clone(), answered.clone());
+        let request = match plain.clone() {
+            Some(message) => request.map(|_| framed(message)),
+            None => request,
+        };
         async move {
             let response: http::Response<Body> = channel.oneshot(request).await?;
             let note = move |headers: &http::HeaderMap| {
@@ -239,6 +251,16 @@ fn witnessed(
             }))
         }
     })
+}
+
+/// A message as the body of a call: a flag, which says that it is not compressed, its length, and
+/// its bytes as they are.
+fn framed(message: Bytes) -> Body {
+    let mut prefix = BytesMut::with_capacity(5);
+    prefix.put_u8(0);
+    prefix.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    let pieces = [prefix.freeze(), message].map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+    Body::new(StreamBody::new(stream::iter(pieces)))
 }
 
 fn metadata(sink: &str, headers: &BTreeMap<String, String>) -> Result<MetadataMap, StartError> {
