@@ -28,6 +28,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+/// Answers go before frames (which have 0): they are small and waited for, and behind megabytes of
+/// frames on a slow path they would come too late, so that the same frames were sent again.
+const ANSWER_PRIORITY: i32 = 1;
+
 /// Bytes in frames that a peer may have with us: twice what it keeps under way by itself, because
 /// calls that it gave up count here until the node has dealt with them.
 const PEER_BYTES_MAX: usize = 2 * crate::pool::CALL_BYTES_MAX;
@@ -129,6 +133,8 @@ impl Link {
             .map_err(|_| LinkError::Unsent)?;
         let mut writer = Writer::new(send);
         writer.write(frame, silence_max).await?;
+        // Until it is answered: what nobody waits for any more must not take the path from the rest.
+        writer.cut_on_drop();
         let mut reader = Reader::new(recv, self.memory.clone());
         let mut taken = pin!(writer.stream.stopped());
         let mut is_taken = false;
@@ -139,7 +145,10 @@ impl Link {
                 biased;
                 step = reader.step() => match step? {
                     Step::More => heard_at = Instant::now(),
-                    Step::End => return Ok(reader.finish()?.0),
+                    Step::End => {
+                        writer.keep();
+                        return Ok(reader.finish()?.0);
+                    }
                 },
                 cut = &mut taken, if !is_taken => {
                     is_taken = true;
@@ -256,6 +265,8 @@ impl Link {
     }
 
     async fn take_call(self: Arc<Self>, send: SendStream, recv: RecvStream, inbox: Inbox) {
+        // An error means that the peer gave the call up, which reading says as well.
+        let _ = send.set_priority(ANSWER_PRIORITY);
         let mut writer = Writer::new(send);
         let mut reader = Reader::new(recv, self.memory.clone());
         let Some((frame, memory)) = self.take_frame(&mut reader, &inbox).await else {

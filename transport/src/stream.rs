@@ -81,6 +81,17 @@ impl Writer {
         Ok(())
     }
 
+    /// From now on, dropping it resets the stream although the whole frame was handed to it: what
+    /// was not sent yet never is.
+    pub(crate) fn cut_on_drop(&mut self) {
+        self.is_finished = false;
+    }
+
+    /// Dropping it does nothing any more.
+    pub(crate) fn keep(&mut self) {
+        self.is_finished = true;
+    }
+
     pub(crate) fn cut(&mut self, why: Cut) {
         self.is_finished = true;
         // An error means that the stream is over already.
