@@ -290,7 +290,10 @@ impl Cluster {
         self.lives[node] = LifeSeen::default();
         let event = match self.hosts[node].start(self.now) {
             Ok(()) => Life::Started,
-            Err(why) => Life::Failed(why),
+            Err(why) => {
+                self.schedule.start_again(node, self.now);
+                Life::Failed(why)
+            }
         };
         self.note(What::Life { node, event });
     }

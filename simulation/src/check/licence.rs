@@ -92,13 +92,14 @@ impl Licence {
     pub const fn share_max(self) -> f64 {
         match self {
             Self::AttemptUnanswered => 1.0,
-            Self::LiveNodeDropped => 0.8,
+            Self::LiveNodeDropped => 0.9,
             Self::SingleMember | Self::Unreplicated | Self::LostFrames => 0.5,
             Self::BothHoldersGone
             | Self::UnsettledViewChange
             | Self::LastActiveLeft
             | Self::Rerouted => 0.3,
-            Self::SettleMaxRanOut | Self::RememberedEvicted | Self::ExporterCrashed => 0.1,
+            Self::ExporterCrashed => 0.2,
+            Self::SettleMaxRanOut | Self::RememberedEvicted => 0.1,
         }
     }
 }
@@ -196,7 +197,7 @@ pub(super) fn rerouted(model: &Model<'_>, trace: u32, promise: &Promise) -> bool
 }
 
 /// Whether a node may not have answered the entry node while it made a promise.
-fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -> bool {
+pub(super) fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -> bool {
     let Model { faults, lives, .. } = model;
     Faults::silent(faults, lives, promise.entry, target, promise.sent, promise.at)
 }

@@ -172,8 +172,8 @@ impl Candidates {
     }
 }
 
-/// Who may have stood in is the entry node, and the next two by placement: that more than two
-/// nodes are silent at once to one that takes requests is a partition, in which it does not.
+/// Who may have stood in is the entry node, and the next by placement, up to the second that was not
+/// silent to it.
 fn candidates(model: &Model<'_>, trace: u32, promise: &Promise) -> Candidates {
     let Some(view) = model.view_of(promise) else {
         return Candidates { holders: Vec::new(), others: Vec::new() };
@@ -182,8 +182,16 @@ fn candidates(model: &Model<'_>, trace: u32, promise: &Promise) -> Candidates {
     let holders = nodes(model, trace, set);
     let mut others = Vec::new();
     if licence::rerouted(model, trace, promise) {
-        let rest = holders.iter().fold(set, |set, node| set & !(1 << node));
-        others = nodes(model, trace, rest);
+        let mut rest = holders.iter().fold(set, |set, node| set & !(1 << node));
+        let mut answering = 0;
+        while answering < 2 && rest != 0 {
+            for node in nodes(model, trace, rest) {
+                rest &= !(1 << node);
+                let is_silent = node != promise.entry && licence::silent(model, promise, node);
+                answering += u32::from(!is_silent);
+                others.push(node);
+            }
+        }
         if !holders.contains(&promise.entry) && !others.contains(&promise.entry) {
             others.push(promise.entry);
         }

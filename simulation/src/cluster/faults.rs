@@ -6,9 +6,12 @@
 
 use super::Cluster;
 use crate::history::{Life, What};
-use crate::plan::{Fault, Millis, NodeNumber, Plan, Restart, Seen};
+use crate::plan::{Data, Fault, Generation, Millis, NodeNumber, Plan, Restart, Seen};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// After a process did not start.
+const START_AGAIN: Millis = Millis(1_000);
 
 /// What comes next.
 pub(super) struct Schedule {
@@ -70,6 +73,13 @@ impl Schedule {
     /// Nothing comes any more, and nobody is leaving.
     pub(super) fn is_over(&self) -> bool {
         self.to_come.is_empty() && self.leaving.is_empty()
+    }
+
+    /// A process that did not start is started again, as whoever supervises processes does.
+    pub(super) fn start_again(&mut self, node: NodeNumber, now: Duration) {
+        let (generation, data) = (Generation::New, Data::Kept);
+        let restart = Restart { after_ms: START_AGAIN, generation, data };
+        self.add(now + START_AGAIN.duration(), Move::Restart(node, restart));
     }
 
     /// A node that was asked to leave has ended.
