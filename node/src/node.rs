@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracemesh_membership::{Ended, MemberState, Membership, NodeId, WeightError};
+use tracemesh_membership::{Ended, MemberState, Membership, WeightError};
 use tracemesh_transport::{AsyncUdpSocket, Incoming, Transport};
 
 /// How often a draining node looks whether anything is left.
@@ -158,7 +158,7 @@ struct Taken {
 
 /// Counters and gauges, and where they are shown from.
 struct Meters {
-    registry: Registry,
+    registry: Arc<Registry>,
     stages: Metrics,
     sinks: sink::Metrics,
 }
@@ -189,18 +189,13 @@ impl Node {
         let starts = open_starts(taken.directory.path());
         let settings = membership_settings(config, &told, starts, small_seed(seed))?;
         let membership = Arc::new(Membership::start(settings, carrier).await?);
-        let me = NodeId::from(config.node.id.as_str());
+        let me = config.node.id.as_str().into();
         let peers = Peers::new(me, transport.clone(), Arc::clone(&membership));
         let memory = Arc::new(Memory::new(size(config.node.memory_bytes), shard_count));
         let undecided = undecided(&dead_letters, &wall_clock, &meters.sinks);
-        let shard_settings = shard_settings(config, shard_count, sinks, undecided);
-        let shards = Shards::start(
-            shard_settings,
-            Arc::clone(&memory),
-            peers.clone(),
-            &meters.stages.trace,
-            &tasks,
-        );
+        let settings = shard_settings(config, shard_count, sinks, undecided);
+        let (counted, trace) = (Arc::clone(&memory), &meters.stages.trace);
+        let shards = Shards::start(settings, counted, peers.clone(), trace, &tasks);
         handlers.send_replace(Some((shards.clone(), peers.clone())));
         let parts = Parts {
             cluster: config.cluster.name.clone(),
@@ -220,8 +215,7 @@ impl Node {
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
-        let registry = Arc::new(meters.registry);
-        start_consoles(taken.consoles, &registry, &parts, &tasks);
+        start_consoles(taken.consoles, &meters.registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
             addresses,
@@ -232,7 +226,7 @@ impl Node {
             handlers,
             drain: config.drain.clone(),
             tasks,
-            registry,
+            registry: meters.registry,
             workers,
             _directory: taken.directory,
         })
@@ -390,7 +384,7 @@ fn meters(config: &Config) -> Meters {
     let stages = Metrics::register(&mut registry);
     let sinks = sink::Metrics::register(&mut registry);
     metrics::show_hash(&stages.cluster.config, &format!("{:016x}", config.config_hash()));
-    Meters { registry, stages, sinks }
+    Meters { registry: Arc::new(registry), stages, sinks }
 }
 
 fn start_transport(

@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(distinct.len(), spans.len());
         let traces = 20 * 20 * 3 * 10 / 8;
         let traces_seen: BTreeSet<_> = spans.iter().map(|span| span.trace).collect();
-        assert_eq!(traces_seen.len(), traces + 1);
+        assert!(traces_seen.len().abs_diff(traces) <= 1, "{}", traces_seen.len());
         let clients: BTreeSet<_> = offered
             .iter()
             .filter(|(_, offer)| offer.spans.iter().any(|span| span.trace == 5))

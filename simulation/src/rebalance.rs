@@ -249,7 +249,7 @@ pub fn table(case: &Case, history: &History, verdict: &Verdict) -> String {
     let mut text = String::new();
     for (number, cost) in costs(case, history).into_iter().enumerate() {
         let name = if number == 0 { case.to_string() } else { "  then".to_owned() };
-        let agreed = cost.agreed_after.map_or("never".to_owned(), |after| seconds(after));
+        let agreed = cost.agreed_after.map_or("never".to_owned(), seconds);
         let [before, during, after] = cost.acknowledged;
         text += &format!(
             "{name:<14} {:>7} {:>7} {agreed:>8} {before:>7.0} {during:>7.0} {after:>7.0} {:>8}",

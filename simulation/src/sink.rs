@@ -236,8 +236,10 @@ mod tests {
         sink.answer(Duration::ZERO);
         let mut answered = Vec::new();
         for mut answer in waiting {
-            assert!(answer.try_recv().is_err(), "no answer comes at once");
-            sink.answer(ATTEMPT_MAX);
+            if answered.is_empty() {
+                assert!(answer.try_recv().is_err(), "no answer comes at once");
+                sink.answer(ATTEMPT_MAX);
+            }
             answered.push(answer.try_recv().expect("every attempt is answered in time"));
         }
         (answered, sink.take_arrivals().iter().map(|arrival| arrival.kept).collect())

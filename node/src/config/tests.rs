@@ -100,7 +100,7 @@ fn nothing_typed_is_one_node_on_loopback() {
         grpc: vec!["127.0.0.1:4317".parse().unwrap()],
         http: vec!["127.0.0.1:4318".parse().unwrap()],
         mesh: "127.0.0.1:4319".parse().unwrap(),
-        console: "127.0.0.1:4320".parse().unwrap(),
+        console: vec!["127.0.0.1:4320".parse().unwrap()],
     };
     assert_eq!(config.listen, listen);
     let ingest = Ingest { request_bytes_max: 64 << 20, in_flight_bytes_max: 256 << 20 };
@@ -225,7 +225,7 @@ fn keys_of_listen_ingest_traces_drain_and_log_mean_what_they_say() {
         grpc: vec!["10.0.0.2:4317".parse().unwrap(), "127.0.0.1:21890".parse().unwrap()],
         http: vec![],
         mesh: "[::]:4319".parse().unwrap(),
-        console: "127.0.0.1:0".parse().unwrap(),
+        console: vec!["127.0.0.1:0".parse().unwrap()],
     };
     assert_eq!(config.listen, listen);
     let ingest = Ingest { request_bytes_max: 1 << 20, in_flight_bytes_max: 1 << 20 };
