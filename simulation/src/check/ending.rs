@@ -106,7 +106,7 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
         add(verdict, Invariant::NothingImpossible, *at, vec![*node], text, Vec::new());
     }
     for Entry { at, what } in &model.history.entries {
-        let Some((node, text)) = impossible(model, what) else { continue };
+        let Some((node, text)) = impossible(model, *at, what) else { continue };
         let story = model.lives.story(node);
         add(verdict, Invariant::NothingImpossible, *at, vec![node], text, story);
     }
@@ -124,7 +124,7 @@ fn add(
 }
 
 /// What must never be seen of a node, whatever goes wrong around it.
-fn impossible(model: &Model<'_>, what: &What) -> Option<(NodeNumber, String)> {
+fn impossible(model: &Model<'_>, at: Millis, what: &What) -> Option<(NodeNumber, String)> {
     match what {
         What::Told { request, node, answer: Answer::Refused, .. } => {
             Some((*node, format!("node-{node} refused request {request} for good")))
@@ -132,7 +132,9 @@ fn impossible(model: &Model<'_>, what: &What) -> Option<(NodeNumber, String)> {
         What::Life { node, event: Life::Ended(Ending::Panicked(why)) } => {
             Some((*node, format!("a task of node-{node} panicked: {why}")))
         }
-        What::Life { node, event: Life::Failed(why) } if !may_refuse(model, *node) => {
+        What::Life { node, event: Life::Failed(why) }
+            if !may_refuse(model, *node) && !has_full_disk(model, *node, at) =>
+        {
             Some((*node, format!("node-{node} could not begin: {why}")))
         }
         What::Life { node, event: Life::Ended(Ending::Refused(why)) }
@@ -144,9 +146,16 @@ fn impossible(model: &Model<'_>, what: &What) -> Option<(NodeNumber, String)> {
     }
 }
 
+/// Whether the record of its start cannot be written.
+fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> bool {
+    let is_it =
+        |fault: &Fault| matches!(fault, Fault::DiskFull { node: full, .. } if *full == node);
+    model.faults.within(at, at).any(|stretch| is_it(stretch.fault))
+}
+
 /// Whether the plan gives the node a reason not to become or stay a member: settings that do not
 /// agree, a generation that is not new, or a clock or a record that went back.
-fn may_refuse(model: &Model<'_>, node: NodeNumber) -> bool {
+pub(super) fn may_refuse(model: &Model<'_>, node: NodeNumber) -> bool {
     model.history.plan.faults.iter().any(|timed| match timed.fault {
         Fault::Disagree { node: other } => other == node,
         Fault::Crash { node: other, restart: Some(restart) }
