@@ -19,8 +19,10 @@
 //! | `no_acknowledged_span_lost` | an accepted span never comes out, though one holder lives |
 //! | `exported_together` | a trace comes out in two attempts, though all was accepted before |
 //! | `no_span_twice` | a second sink keeps the same spans, though the first acknowledged them |
+//! | `decided_in_time` | a trace that comes out before it is due, or a second after it |
 //! | `one_verdict_per_trace` | a late mark on the first export; none on a later one; sampling |
 //! | `owner_exports` | an export by a node that is no owner in any view that it had |
+//! | `incarnations_grow` | a life, or one that stood still, goes on as the one before |
 //! | `views_converge` | a node that lacks another in its view; a view that changes in a calm cluster |
 //! | `memory_within_budget` | a peak of half as much again as the budget and its extra |
 //! | `counters_add_up` | one more span counted as accepted, as exported, or as held than there was |
@@ -29,6 +31,24 @@
 //! | `goodput_floor` | two of a hundred spans given up in a cluster without a fault |
 //! | `nothing_impossible` | a panic; a refusal for good; a span that nobody offered; a failed start |
 //! | a licence used too often | more traces excused by one licence than its bound |
+//!
+//! And by faults in the code itself (`simulation/mutants`):
+//!
+//! | invariant | mutants |
+//! |---|---|
+//! | `no_acknowledged_span_lost` | `done_before_sink` |
+//! | `exported_together` | `root_delay_from_first_span` |
+//! | `no_span_twice` | `repeat_not_recognised`, `decide_as_no_owner`, `no_done` |
+//! | `decided_in_time` | `due_restarted`, `root_ignored`, `root_delay_from_first_span` |
+//! | `one_verdict_per_trace` | `late_not_marked` |
+//! | `owner_exports` | `decide_as_no_owner`, `slots_drawn_by_member_count` |
+//! | `incarnations_grow` | `no_epoch_after_stand_still`, `generation_reused` |
+//! | `views_converge` | `generation_reused` |
+//! | `counters_add_up` | `counter_not_counted`, `unanswered_counts_as_done` |
+//! | `counters_add_up` | `replica_not_awaited` |
+//! | `everything_ends` | `no_asking` |
+//! | `placement_minimal` | `slots_drawn_by_member_count`, `replica_is_next_in_view` |
+//! | `placement_minimal`, zones | `zones_ignored` |
 //!
 //! # What these checks do not see
 //!
@@ -43,6 +63,7 @@ mod expected;
 mod exports;
 mod faults;
 mod figures;
+mod incarnations;
 mod licence;
 mod lives;
 mod loss;
@@ -50,6 +71,7 @@ mod model;
 mod placing;
 mod sometimes;
 mod story;
+mod timing;
 mod views;
 
 pub use ending::pending;
@@ -76,10 +98,14 @@ pub enum Invariant {
     ExportedTogether,
     /// No sink keeps a span that a sink has acknowledged already.
     NoSpanTwice,
+    /// A trace first reaches a sink when it is due, not before and not long after.
+    DecidedInTime,
     /// What is late says so, and nothing else does; nothing is sampled out that is exported.
     OneVerdictPerTrace,
     /// Only who believes to be the owner exports.
     OwnerExports,
+    /// Who begins again, or stood still and can know it, is a new incarnation.
+    IncarnationsGrow,
     /// Soon after healing everybody has the same view, of those that live.
     ViewsConverge,
     /// No node allocates much more than its budget.
@@ -88,7 +114,8 @@ pub enum Invariant {
     CountersAddUp,
     /// After healing nothing is held, and no client waits.
     EverythingEnds,
-    /// A change of one member moves one copy of a slot's traces, and no slot in vain.
+    /// A change of one member moves one copy of a slot's traces, and no slot in vain; copies are in
+    /// two zones where there are two.
     PlacementMinimal,
     /// Without overload at least 99 % of the spans are acknowledged.
     GoodputFloor,
@@ -98,12 +125,14 @@ pub enum Invariant {
 
 impl Invariant {
     /// Every invariant.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::NoAcknowledgedSpanLost,
         Self::ExportedTogether,
         Self::NoSpanTwice,
+        Self::DecidedInTime,
         Self::OneVerdictPerTrace,
         Self::OwnerExports,
+        Self::IncarnationsGrow,
         Self::ViewsConverge,
         Self::MemoryWithinBudget,
         Self::CountersAddUp,
@@ -119,8 +148,10 @@ impl Invariant {
             Self::NoAcknowledgedSpanLost => "no_acknowledged_span_lost",
             Self::ExportedTogether => "exported_together",
             Self::NoSpanTwice => "no_span_twice",
+            Self::DecidedInTime => "decided_in_time",
             Self::OneVerdictPerTrace => "one_verdict_per_trace",
             Self::OwnerExports => "owner_exports",
+            Self::IncarnationsGrow => "incarnations_grow",
             Self::ViewsConverge => "views_converge",
             Self::MemoryWithinBudget => "memory_within_budget",
             Self::CountersAddUp => "counters_add_up",
@@ -252,7 +283,9 @@ pub fn check(history: &History) -> Verdict {
     let mut verdict = Verdict { seed: history.plan.seed, ..Default::default() };
     loss::check(&model, &mut verdict);
     exports::check(&model, &mut verdict);
+    timing::check(&model, &mut verdict);
     licence::check(&model, &mut verdict);
+    incarnations::check(&model, &mut verdict);
     converge::check(&model, &mut verdict);
     ending::check(&model, &mut verdict);
     placing::check(&model, &mut verdict);

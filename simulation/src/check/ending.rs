@@ -133,7 +133,7 @@ fn impossible(model: &Model<'_>, at: Millis, what: &What) -> Option<(NodeNumber,
             Some((*node, format!("a task of node-{node} panicked: {why}")))
         }
         What::Life { node, event: Life::Failed(why) }
-            if !may_refuse(model, *node) && !model.faults.disk_full(*node, at) =>
+            if !may_refuse(model, *node) && !has_full_disk(model, *node, at) =>
         {
             Some((*node, format!("node-{node} could not begin: {why}")))
         }
@@ -146,9 +146,16 @@ fn impossible(model: &Model<'_>, at: Millis, what: &What) -> Option<(NodeNumber,
     }
 }
 
+/// Whether the record of its start cannot be written.
+fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> bool {
+    let is_it =
+        |fault: &Fault| matches!(fault, Fault::DiskFull { node: full, .. } if *full == node);
+    model.faults.within(at, at).any(|stretch| is_it(stretch.fault))
+}
+
 /// Whether the plan gives the node a reason not to become or stay a member: settings that do not
 /// agree, a generation that is not new, or a clock or a record that went back.
-fn may_refuse(model: &Model<'_>, node: NodeNumber) -> bool {
+pub(super) fn may_refuse(model: &Model<'_>, node: NodeNumber) -> bool {
     model.history.plan.faults.iter().any(|timed| match timed.fault {
         Fault::Disagree { node: other } => other == node,
         Fault::Crash { node: other, restart: Some(restart) }

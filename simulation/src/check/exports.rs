@@ -7,8 +7,8 @@
 
 use super::expected::ExpectedFailure;
 use super::faults::AFTERMATH;
-use super::licence::{self, Licence, SETTLE_MAX, STEP_MAX};
-use super::model::{Model, OneExport, OneTrace};
+use super::licence::{self, DETECT_MAX, DONE_WITHIN, Licence, SETTLE_MAX, STEP_MAX};
+use super::model::{Model, OneExport, OneTrace, Promise};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
 use crate::plan::{Fault, Millis, NodeNumber};
@@ -20,7 +20,7 @@ const ATTEMPT_MAX: u64 = 5_000 + 1_000;
 
 /// Traces of at least so many spans are due at once, so that no time can be told: half the default
 /// of `traces.spans_max`.
-const SPANS_MAX: usize = 5_000;
+pub(super) const SPANS_MAX: usize = 5_000;
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     for trace in &model.traces {
@@ -56,7 +56,7 @@ fn add(
 }
 
 /// The earliest moment at which a trace can be due; none if nothing of it was sent.
-fn due(model: &Model<'_>, trace: &OneTrace) -> Option<Millis> {
+pub(super) fn due(model: &Model<'_>, trace: &OneTrace) -> Option<Millis> {
     let spans = model.spans_of(trace);
     let first = spans.iter().filter_map(|span| span.sent).min()?;
     let cluster = &model.history.plan.cluster;
@@ -149,7 +149,8 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         }
         let until = Millis(two.at.0 + STEP_MAX);
         let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), until);
-        let expected = moved.then_some(ExpectedFailure::TwiceAroundViewChange);
+        let is_expected = moved && !was_told(model, trace, one, two);
+        let expected = is_expected.then_some(ExpectedFailure::TwiceAroundViewChange);
         let both = one.spans.iter().filter(|span| two.spans.contains(span)).count();
         let text = format!(
             "has {both} spans in the sink of node-{} since {} and again in that of node-{} at {}",
@@ -164,6 +165,30 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     for (licence, at) in licences {
         verdict.license(model, licence, trace.number, at);
     }
+}
+
+/// Whether who exports again was the replica when all was exported at once, and was told so before
+/// anything went wrong. Then it is no missing hand-over.
+fn was_told(model: &Model<'_>, trace: &OneTrace, one: &OneExport, two: &OneExport) -> bool {
+    let spans = model.spans_of(trace);
+    let Some(first) = spans.iter().filter_map(|span| span.sent).min() else { return false };
+    let Some(view) = model.views.at(one.node, one.at) else { return false };
+    let holders = model.holders(trace.number, model.views.set(view));
+    let (from, told) = (before(first, DETECT_MAX), Millis(one.heard_at.0 + DONE_WITHIN));
+    let Model { lives, faults, views, .. } = model;
+    let is_calm = !faults.lossy(from, told)
+        && faults.within(from, told).next().is_none()
+        && lives.ends(from, told).next().is_none()
+        && !lives.nodes().any(|node| lives.paused_within(node, from, told))
+        && !views.moved(views.slot(trace.number), from, told);
+    let was_there = |promise: &Promise| promise.at < one.at;
+    holders == Some((one.node, Some(two.node)))
+        && one.said == SinkSaid::Acknowledged
+        && one.spans.len() == spans.len()
+        && spans.iter().all(|span| span.promised.is_some_and(|(first, _)| was_there(&first)))
+        && is_calm
+        && told < two.at
+        && !lives.ends(told, two.at).any(|(node, _, _)| node == two.node)
 }
 
 /// Late spans follow a verdict, and say so: the first export is not late, and what a node exports

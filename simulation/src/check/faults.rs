@@ -112,13 +112,6 @@ impl<'a> Faults<'a> {
         })
     }
 
-    /// Whether nothing could be written to a node's disk at a moment.
-    pub(super) fn disk_full(&self, node: NodeNumber, at: Millis) -> bool {
-        self.within(at, at).any(
-            |stretch| matches!(stretch.fault, Fault::DiskFull { node: other, .. } if *other == node),
-        )
-    }
-
     /// Faults at work in a stretch of time, in words.
     pub(super) fn story(&self, from: Millis, until: Millis) -> Vec<String> {
         let text = |stretch: &Stretch<'_>| {

@@ -21,7 +21,7 @@ pub(super) const SETTLE_MAX: u64 = 10_000;
 /// PROTOCOL's `REMEMBER`.
 const REMEMBER: u64 = 600_000;
 /// A Done is on its way within a turn and there within a round trip; a second is generous.
-const DONE_WITHIN: u64 = 1_000;
+pub(super) const DONE_WITHIN: u64 = 1_000;
 /// If it is lost, the replica asks after `ASK_AFTER` (5 s), and again after 10 s.
 const DONE_LOST_WITHIN: u64 = 16_000;
 /// A member that does not answer is dropped after 2 s; a node that doubts itself waits 3 s more.

@@ -61,7 +61,33 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
             );
             add(model, verdict, 0, text);
         }
+        let zone = |node: NodeNumber| model.history.plan.zone(node);
+        if let Some((slot, why)) = together(*set, zone, table) {
+            add(model, verdict, 0, format!("slot {slot} among nodes {:?}: {why}", nodes(*set)));
+        }
     }
+}
+
+/// The first slot with both copies in one zone although there is another, or with one copy although
+/// there are more nodes than one.
+pub(super) fn together(
+    set: NodeSet,
+    zone: impl Fn(NodeNumber) -> String,
+    table: &[Option<HoldersOf>],
+) -> Option<(u16, String)> {
+    let zones: BTreeSet<String> = nodes(set).into_iter().map(&zone).collect();
+    table.iter().enumerate().find_map(|(number, holders)| {
+        let (owner, replica) = (*holders)?;
+        let why = match replica {
+            None if set.count_ones() > 1 => format!("node-{owner} has no replica"),
+            Some(replica) if replica == owner => format!("node-{owner} is its own replica"),
+            Some(replica) if zones.len() > 1 && zone(owner) == zone(replica) => {
+                format!("node-{owner} and node-{replica} are in one zone")
+            }
+            _ => return None,
+        };
+        Some((slot(number).0, why))
+    })
 }
 
 fn slot(number: usize) -> Slot {

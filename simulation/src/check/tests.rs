@@ -548,9 +548,88 @@ fn crash_of_the_exporter_licenses_another_only_at_once() {
         if is_licensed {
             assert_licensed(&verdict, Licence::ExporterCrashed);
         } else {
-            // The slot moved by the crash, and what is done is not handed over: not licensed.
-            assert_expected(&verdict, ExpectedFailure::TwiceAroundViewChange);
+            // The replica had been told long before its owner crashed.
+            assert_only(&verdict, Invariant::NoSpanTwice, 1);
         }
+    }
+}
+
+#[test]
+fn new_holder_that_nobody_told_is_expected_to_export_again() {
+    let mut told = Told::calm();
+    twice(&mut told, 2_100, SinkSaid::Acknowledged, (30_000, 2));
+    // What it had been told went with its former life.
+    told.life(5_000, 2, Life::Crashed);
+    told.life(6_000, 2, Life::Started);
+    told.life(7_000, 2, Life::Ready);
+    let members: Vec<_> = (0..NODES).map(|node| (node, 1 + u64::from(node == 2), 0)).collect();
+    (0..NODES).for_each(|node| told.view_of(7_500, node, &members));
+    told.life(20_000, 1, Life::Crashed);
+    for node in [0, 2, 3, 4] {
+        let members: Vec<_> = members.iter().copied().filter(|one| one.0 != 1).collect();
+        told.view_of(22_000, node, &members);
+    }
+    assert_expected(&told.judge(), ExpectedFailure::TwiceAroundViewChange);
+}
+
+#[test]
+fn trace_that_comes_out_before_or_long_after_it_is_due_is_found() {
+    let due = 1_000 + ROOT_DELAY;
+    for (at, is_found) in [(due - 20, true), (due, false), (due + 900, false), (due + 1_100, true)]
+    {
+        let mut told = Told::calm();
+        let trace = told.trace(0, 1, 2);
+        told.accept(11_000, 0, all_spans(trace));
+        told.export(10_000 + at, 1, all_spans(trace));
+        let verdict = told.judge();
+        if is_found {
+            assert_only(&verdict, Invariant::DecidedInTime, 1);
+        } else {
+            assert_green(&verdict);
+        }
+    }
+    let mut told = Told::calm();
+    let trace = told.trace(0, 1, 2);
+    told.accept(11_000, 0, all_spans(trace));
+    told.export(20_000, 1, all_spans(trace));
+    told.crash(8_000, 4, &[0, 1, 2, 3]);
+    assert_green(&told.judge());
+}
+
+#[test]
+fn life_that_goes_on_as_an_earlier_one_is_found() {
+    let others: Vec<_> = (0..NODES).map(|node| (node, 1, 0)).collect();
+    for (incarnation, is_found) in [((1, 0), true), ((1, 1), false), ((2, 0), false)] {
+        let mut after = others.clone();
+        after[3] = (3, incarnation.0, incarnation.1);
+        let mut begun = Told::calm();
+        begun.life(10_000, 3, Life::Crashed);
+        begun.life(11_000, 3, Life::Started);
+        begun.life(12_000, 3, Life::Ready);
+        let mut woken = Told::calm();
+        woken.life(10_000, 3, Life::Paused);
+        woken.life(12_000, 3, Life::Woken);
+        for mut told in [begun, woken] {
+            (0..NODES).for_each(|node| told.view_of(12_500, node, &after));
+            let verdict = told.judge();
+            if is_found {
+                assert_only(&verdict, Invariant::IncarnationsGrow, 1);
+            } else {
+                assert_green(&verdict);
+            }
+        }
+    }
+}
+
+#[test]
+fn both_copies_in_one_zone_are_found() {
+    let zone = |node: NodeNumber| (node % 2).to_string();
+    let good = [Some((0, Some(1))), Some((1, Some(2)))];
+    assert_eq!(placing::together(0b111, zone, &good), None);
+    assert_eq!(placing::together(0b101, zone, &[Some((0, Some(2)))]), None, "one zone is left");
+    for (holders, why) in [((0, Some(2)), "in one zone"), ((1, None), "no replica")] {
+        let (_, text) = placing::together(0b111, zone, &[good[0], Some(holders)]).unwrap();
+        assert!(text.contains(why), "{text}");
     }
 }
 
@@ -578,7 +657,8 @@ fn exporter_that_stood_still_until_it_was_dropped_licenses_another() {
     told.life(2_105, 1, Life::Paused);
     told.view(4_500, 2, &[0, 2, 3, 4]);
     told.life(6_000, 1, Life::Woken);
-    told.view(7_000, 2, &[0, 1, 2, 3, 4]);
+    let members: Vec<_> = (0..NODES).map(|node| (node, 1, u32::from(node == 1))).collect();
+    (0..NODES).for_each(|node| told.view_of(7_000, node, &members));
     assert_licensed(&told.judge(), Licence::ExporterCrashed);
 }
 
@@ -624,7 +704,8 @@ fn nobody_active_in_between_licenses_another() {
         told.life(4_000, node, Life::Ended(Ending::Drained));
         told.life(10_000, node, Life::Started);
         told.life(11_000, node, Life::Ready);
-        told.view(11_000, node, &[0, 1, 2, 3, 4]);
+        let members: Vec<_> = (0..NODES).map(|node| (node, 2, 0)).collect();
+        told.view_of(11_000, node, &members);
     }
     assert_licensed(&told.judge(), Licence::LastActiveLeft);
 }
@@ -1046,7 +1127,8 @@ fn where_nobody_was_active_nobody_could_accept() {
             told.life(500, node, Life::Crashed);
             told.life(800, node, Life::Started);
             told.life(restart, node, Life::Ready);
-            told.view(restart, node, &[0, 1, 2, 3, 4]);
+            let members: Vec<_> = (0..NODES).map(|node| (node, 2, 0)).collect();
+            told.view_of(restart, node, &members);
         }
         for trace in 0..20 {
             let request = told.request;
