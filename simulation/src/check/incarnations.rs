@@ -45,7 +45,10 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
 
 fn pauses(model: &Model<'_>, verdict: &mut Verdict, node: NodeNumber, life: &OneLife) {
     // Where no clock tells, nobody can know.
-    let unseen = |fault: &Fault| matches!(fault, Fault::Pause { node: other, seen: Seen::StoodStill, .. } if *other == node);
+    let unseen = |fault: &Fault| match fault {
+        Fault::Pause { node: other, seen, .. } => *other == node && *seen == Seen::StoodStill,
+        _ => false,
+    };
     if model.history.plan.faults.iter().any(|timed| unseen(&timed.fault)) {
         return;
     }
