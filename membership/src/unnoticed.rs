@@ -7,8 +7,8 @@
 //! equalled its own for long, it starts its gossip again as a newer life, which everybody hears of.
 //!
 //! Views may differ for other reasons, such as a link that passes one way only; then a newer life
-//! does no good and no harm, and the waits grow so that it happens seldom ([`WAIT_MAX`]): the ids of
-//! former lives go round in gossip for a while. Pure.
+//! does no good and no harm, and the waits grow so that it happens seldom ([`WAIT_MAX`]): the ids
+//! of former lives go round in gossip for a while. Pure.
 
 use std::time::Duration;
 

@@ -1,10 +1,11 @@
 //! An allocator that counts what each node has allocated.
 //!
 //! A node's own gauge cannot show that the gauge is wrong, so memory is counted here, where it is
-//! asked for. There is an account for each node and one for the world around them; whoever runs code
-//! says on whose account it allocates ([`charge`]). Memory freed on another account than it came
-//! from moves between the two; so what the world copies for itself it copies on its own account.
-//! The invariant: over all accounts of a thread, allocated less freed is right to the byte.
+//! asked for. There is an account for each node and one for the world around them; whoever runs
+//! code says on whose account it allocates ([`charge`]). Memory freed on another account than it
+//! came from moves between the two; so what the world copies for itself it copies on its own
+//! account. The invariant: over all accounts of a thread, allocated less freed is right to the
+//! byte.
 //!
 //! Accounts belong to a thread; a simulation is one thread. One of the two files with `unsafe`.
 #![expect(unsafe_code, reason = "an allocator is unsafe by nature; the work is mimalloc's")]

@@ -23,13 +23,13 @@
 //! | `one_verdict_per_trace` | a late mark on the first export; none on a later one; sampling |
 //! | `owner_exports` | an export by a node that is no owner in any view that it had |
 //! | `incarnations_grow` | a life, or one that stood still, goes on as the one before |
-//! | `views_converge` | a node that lacks another in its view; a view that changes in a calm cluster |
+//! | `views_converge` | a node that lacks another in its view; a change in a calm cluster |
 //! | `memory_within_budget` | a peak of half as much again as the budget and its extra |
-//! | `counters_add_up` | one more span counted as accepted, as exported, or as held than there was |
+//! | `counters_add_up` | one more span counted as accepted, exported, or held than there was |
 //! | `everything_ends` | spans held at the end; a request neither told nor given up |
 //! | `placement_minimal` | a table that moves slots between survivors |
 //! | `goodput_floor` | two of a hundred spans given up in a cluster without a fault |
-//! | `nothing_impossible` | a panic; a refusal for good; a span that nobody offered; a failed start |
+//! | `nothing_impossible` | a panic; a refusal for good; an invented span; a failed start |
 //! | a licence used too often | more traces excused by one licence than its bound |
 //!
 //! And by faults in the code itself (`simulation/mutants`):

@@ -1,10 +1,10 @@
 //! One simulation: machines, clients and faults, driven in lock step through virtual time.
 //!
-//! In every step the world acts first (faults, clients), then every node gets its turn, in the order
-//! of their numbers, and then the nodes are looked at. A step is no longer than the shortest way of
-//! a datagram, so nothing that one node says in a step could have reached another in the same step.
-//! The invariant: what happens depends on the plan and on nothing else; so everything here is
-//! ordered, and whatever is random is drawn from the plan's seed.
+//! In every step the world acts first (faults, clients), then every node gets its turn, in the
+//! order of their numbers, and then the nodes are looked at. A step is no longer than the shortest
+//! way of a datagram, so nothing that one node says in a step could have reached another in the
+//! same step. The invariant: what happens depends on the plan and on nothing else; so everything
+//! here is ordered, and whatever is random is drawn from the plan's seed.
 //!
 //! First the **safety** phase, in which anything may go wrong; then the **liveness** phase: faults
 //! are over, and the healed cluster has to finish everything within a bound.

@@ -1,7 +1,7 @@
 //! What people type: `tracemesh-sim` and its subcommands.
 //!
-//! Exit codes: 0 everything held; 1 a check failed, or the machine did; 2 usage, which a broken plan
-//! is too. Results go to standard output; progress and logs go to standard error.
+//! Exit codes: 0 everything held; 1 a check failed, or the machine did; 2 usage, which a broken
+//! plan is too. Results go to standard output; progress and logs go to standard error.
 
 mod mutating;
 mod rebalancing;
@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 /// Runs the real cluster in one process, under virtual time, from one seed, and checks what comes
-/// of it. Times are virtual: latencies are those of the simulated links and say nothing about speed.
+/// of it. Times are virtual: latencies are those of the simulated links and say nothing about
+/// speed.
 #[derive(Debug, clap::Parser)]
 #[command(name = "tracemesh-sim", version, after_help = EXAMPLES)]
 pub struct CommandLine {

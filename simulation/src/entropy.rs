@@ -2,8 +2,8 @@
 //!
 //! Gossip picks peers from hash sets, and libraries seed their generators from the system: without
 //! this, no run would be like another. The functions below stand in front of those of the C library
-//! in every program that this crate is linked into. A thread that called [`seed_this_thread`] gets a
-//! stream that depends on the seed alone; every other thread gets what the system has.
+//! in every program that this crate is linked into. A thread that called [`seed_this_thread`] gets
+//! a stream that depends on the seed alone; every other thread gets what the system has.
 //!
 //! What ring draws goes another way and stays random: it decides over the bytes of ciphertexts and
 //! nothing else, and nothing in a simulation looks at those. One of the two files with `unsafe`.

@@ -2,8 +2,9 @@
 //! sinks got, when nodes lived, which views they had.
 //!
 //! Checks read this and nothing else, so they cannot share a mistake with the code that they check.
-//! The invariant: entries stand in the order in which things happened, and an entry is never changed
-//! or taken back. It is bounded by the plan: so many requests, faults and looks at the nodes.
+//! The invariant: entries stand in the order in which things happened, and an entry is never
+//! changed or taken back. It is bounded by the plan: so many requests, faults and looks at the
+//! nodes.
 
 use crate::plan::{Millis, NodeNumber, Plan};
 use std::collections::BTreeMap;
@@ -35,8 +36,8 @@ pub struct History {
     pub ended_at: Millis,
     /// The last look at each node that lived at the end.
     pub last_looks: BTreeMap<NodeNumber, Look>,
-    /// The most bytes that each node had allocated at once, by the allocator's count, beyond what it
-    /// had when it became ready; over all its lives.
+    /// The most bytes that each node had allocated at once, by the allocator's count, beyond what
+    /// it had when it became ready; over all its lives.
     pub memory_peaks: BTreeMap<NodeNumber, u64>,
 }
 

@@ -1,10 +1,10 @@
 //! A machine of the simulated cluster, and the node that runs on it.
 //!
-//! The node is the product's own, in a runtime of its own with a paused clock, so that whatever runs
-//! in it, tasks of libraries too, can be crashed, stopped and slowed together. Disk, sink and wall
-//! clock belong to the machine and outlive the process. The invariant: a process runs only inside
-//! [`Host::turn`] (and when it is started or ended), on its own account of memory, and never past
-//! the time that it is told.
+//! The node is the product's own, in a runtime of its own with a paused clock, so that whatever
+//! runs in it, tasks of libraries too, can be crashed, stopped and slowed together. Disk, sink and
+//! wall clock belong to the machine and outlive the process. The invariant: a process runs only
+//! inside [`Host::turn`] (and when it is started or ended), on its own account of memory, and never
+//! past the time that it is told.
 
 use crate::allocator::{self, charge};
 use crate::clock::{Clock, WallClock};

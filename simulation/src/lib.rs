@@ -7,8 +7,8 @@
 //! decide.
 //!
 //! A seed is drawn into a [`plan`]; a [`cluster`] makes it happen and writes a [`history`]; the
-//! [`check`] reads the history and judges. [`explorer`] goes without the process: it drives the pure
-//! core of several nodes through every order of events. [`command`] is what people type.
+//! [`check`] reads the history and judges. [`explorer`] goes without the process: it drives the
+//! pure core of several nodes through every order of events. [`command`] is what people type.
 
 pub mod allocator;
 pub mod check;

@@ -2,13 +2,13 @@
 //!
 //! A datagram waits in the inbox of its target until it arrives, by the rules of [`Links`]. What a
 //! real network loses without a word is lost here too: a datagram to an address where nobody is
-//! bound, and one for an inbox that is full ([`INBOX_DATAGRAMS_MAX`]). Sending never waits and never
-//! fails.
+//! bound, and one for an inbox that is full ([`INBOX_DATAGRAMS_MAX`]). Sending never waits and
+//! never fails.
 //!
-//! The invariant: arrivals are ordered by (time, sequence), whoever sent them, so the same sends are
-//! always received alike. A receiver waits on one timer for the head of its inbox; what comes before
-//! that is announced by [`Network::announce`] at the begin of each turn of its host, because the
-//! sender is another runtime.
+//! The invariant: arrivals are ordered by (time, sequence), whoever sent them, so the same sends
+//! are always received alike. A receiver waits on one timer for the head of its inbox; what comes
+//! before that is announced by [`Network::announce`] at the begin of each turn of its host, because
+//! the sender is another runtime.
 //!
 //! The network owns the inboxes; a socket only knows its address, and takes its inbox along when it
 //! is dropped. What the network keeps is on the world's account.

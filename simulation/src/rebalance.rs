@@ -1,8 +1,9 @@
-//! What a change of the cluster costs: how many slots move, how soon all agree, what clients notice.
+//! What a change of the cluster costs: how many slots move, how soon all agree, what clients
+//! notice.
 //!
 //! Each case is a plan with a change or two in the middle of an even load. The figures come from
-//! the history alone. What *must* move is one copy of each slot that comes to a newcomer or had been
-//! held by whoever is gone; what moved beyond that was moved in vain.
+//! the history alone. What *must* move is one copy of each slot that comes to a newcomer or had
+//! been held by whoever is gone; what moved beyond that was moved in vain.
 
 use crate::check::Verdict;
 use crate::history::{Answer, History, Life, ViewSeen, What};

@@ -2,9 +2,9 @@
 //!
 //! What a real sink keeps or refuses is decided when an attempt reaches it; what the node hears of
 //! it comes later, or never. The invariant is that of [`Sink`]: every attempt that was taken is
-//! answered once, and within [`ATTEMPT_MAX`]. What came is written down as it came, every repetition
-//! too. The sink belongs to the machine of one node and outlives its processes; answers are given at
-//! the begin of a turn of the node ([`SimulatedSink::answer`]).
+//! answered once, and within [`ATTEMPT_MAX`]. What came is written down as it came, every
+//! repetition too. The sink belongs to the machine of one node and outlives its processes; answers
+//! are given at the begin of a turn of the node ([`SimulatedSink::answer`]).
 //!
 //! Bounded by [`WAITING_MAX`] unanswered attempts: then the queue is full, as a real one is.
 

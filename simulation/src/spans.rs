@@ -1,7 +1,7 @@
 //! The spans of a simulation as OTLP, and back.
 //!
-//! Every trace and span is told apart by its number, which its id carries, so that what comes out at
-//! a sink says by itself what it is. Encoding and decoding are prost's, not the node's.
+//! Every trace and span is told apart by its number, which its id carries, so that what comes out
+//! at a sink says by itself what it is. Encoding and decoding are prost's, not the node's.
 
 use crate::dice::mix;
 use crate::history::SpanNumber;

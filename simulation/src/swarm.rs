@@ -1,9 +1,10 @@
 //! Many simulations, each in a process of its own, and what they came to together.
 //!
-//! A child is this same program, told one seed; it prints its [`Report`] as JSON. The invariant: every
-//! seed is accounted for. A child that dies, says something else or takes longer than it may is a
-//! failure of its seed, told with the command that repeats it; nothing waits for ever. Children are
-//! threads here only as far as somebody has to wait for them; at most `jobs` run at once.
+//! A child is this same program, told one seed; it prints its [`Report`] as JSON. The invariant:
+//! every seed is accounted for. A child that dies, says something else or takes longer than it may
+//! is a failure of its seed, told with the command that repeats it; nothing waits for ever.
+//! Children are threads here only as far as somebody has to wait for them; at most `jobs` run at
+//! once.
 
 use crate::check::Swarm;
 use crate::report::{self, Report};

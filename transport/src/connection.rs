@@ -133,7 +133,8 @@ impl Link {
             .map_err(|_| LinkError::Unsent)?;
         let mut writer = Writer::new(send);
         writer.write(frame, silence_max).await?;
-        // Until it is answered: what nobody waits for any more must not take the path from the rest.
+        // Until it is answered: what nobody waits for any more must not take the path from the
+        // rest.
         writer.cut_on_drop();
         let mut reader = Reader::new(recv, self.memory.clone());
         let mut taken = pin!(writer.stream.stopped());

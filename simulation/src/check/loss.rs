@@ -172,8 +172,8 @@ impl Candidates {
     }
 }
 
-/// Who may have stood in is the entry node, and the next by placement, up to the second that was not
-/// silent to it.
+/// Who may have stood in is the entry node, and the next by placement, up to the second that was
+/// not silent to it.
 fn candidates(model: &Model<'_>, trace: u32, promise: &Promise) -> Candidates {
     let Some(view) = model.view_of(promise) else {
         return Candidates { holders: Vec::new(), others: Vec::new() };

@@ -2,21 +2,21 @@
 
 use super::{Failure, Finding, print};
 use crate::cluster::{self, Watching};
-use crate::plan::{ClusterOptions, LinkOptions, LoadOptions, Millis, Plan};
+use crate::plan::{ClusterOptions, LinkOptions, LoadOptions, Millis, NODES_MAX, Plan};
 use tokio::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Nodes of the cluster
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=50))]
-    nodes: u16,
+    #[arg(long, value_name = "N", default_value = "5", value_parser = nodes)]
+    nodes: usize,
     /// Virtual seconds under load
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     seconds: u32,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
-    let plan = plan(usize::from(arguments.nodes), arguments.seconds);
+    let plan = plan(arguments.nodes, arguments.seconds);
     // Of no runtime, so it is real time.
     let begun = Instant::now();
     let outcome = cluster::run(plan, Watching::default())?;
@@ -30,6 +30,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
         passed / real
     ))?;
     Ok(Finding::Green)
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    let nodes = text.parse().ok().filter(|nodes| (1..=NODES_MAX).contains(nodes));
+    nodes.ok_or_else(|| format!("expected 1 to {NODES_MAX}"))
 }
 
 fn plan(nodes: usize, seconds: u32) -> Plan {
