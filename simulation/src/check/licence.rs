@@ -145,10 +145,6 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
     if one.kept && matches!(one.said, SinkSaid::Nothing | SinkSaid::Again) {
         return Some(Licence::AttemptUnanswered);
     }
-    let forgot = model.counted_by(two.node, "traces_forgotten_early_total") > 0;
-    if forgot || until.0 - from.0 > REMEMBER {
-        return Some(Licence::RememberedEvicted);
-    }
     if model.lives.nobody_active(from, until) {
         return Some(Licence::LastActiveLeft);
     }
@@ -162,7 +158,12 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
     if settle_max_ran_out(model, slot, one) || settle_max_ran_out(model, slot, two) {
         return Some(Licence::SettleMaxRanOut);
     }
-    unsettled(model, slot, from, until).then_some(Licence::UnsettledViewChange)
+    if unsettled(model, slot, from, until) {
+        return Some(Licence::UnsettledViewChange);
+    }
+    // Last, because a counter says nothing about this trace.
+    let forgot = model.counted_by(two.node, "traces_forgotten_early_total") > 0;
+    (forgot || until.0 - from.0 > REMEMBER).then_some(Licence::RememberedEvicted)
 }
 
 /// What excuses that spans with these promises, given when the trace first came, were not exported
