@@ -65,6 +65,9 @@ impl Drawing {
         self.clocks(&mut faults);
         self.network(&mut faults, memory);
         self.sinks_and_disks(&mut faults);
+        if memory == Amount::Much {
+            self.use_up_memory(&mut faults);
+        }
         faults.sort_by_key(|timed| timed.at_ms);
         Plan {
             seed,
@@ -269,6 +272,13 @@ impl Drawing {
             let for_ms = Millis(self.dice.within(500..20_000));
             faults.push(Timed { at_ms, fault: Fault::DiskFull { node, for_ms } });
         }
+    }
+
+    /// A budget is used up only where sinks take nothing for a while.
+    fn use_up_memory(&mut self, faults: &mut Vec<Timed>) {
+        let for_ms = Millis(self.dice.within(15_000..30_000));
+        let fault = Fault::Sink { node: None, for_ms, mood: Mood::Dead };
+        faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
     }
 
     fn amount(&mut self) -> Amount {

@@ -199,6 +199,7 @@ impl Laboratory {
                 seeds: first..next,
                 jobs: self.jobs,
                 patience: PATIENCE,
+                time: PATIENCE,
             };
             let summary = swarm::run(&settings, |_, _| {});
             let red = summary.swarm.red.into_iter();

@@ -38,6 +38,8 @@ pub struct Settings {
     pub jobs: usize,
     /// A child that takes longer, in real time, is ended and counts as failed.
     pub patience: Duration,
+    /// No child is started after so much real time; the seeds that are left are not run.
+    pub time: Duration,
 }
 
 /// Why there is no report of a seed.
@@ -135,6 +137,8 @@ impl fmt::Display for Summary {
 
 /// Runs all seeds; `tell` hears of each when it is over.
 pub fn run(settings: &Settings, mut tell: impl FnMut(u64, &Result<Report, ChildError>)) -> Summary {
+    // Of no runtime, so it is real time.
+    let end = Instant::now() + settings.time;
     let next = AtomicU64::new(settings.seeds.start);
     let (results, ended) = mpsc::sync_channel(settings.jobs.max(1));
     let mut summary = Summary::default();
@@ -145,6 +149,7 @@ pub fn run(settings: &Settings, mut tell: impl FnMut(u64, &Result<Report, ChildE
                 loop {
                     let seed = next.fetch_add(1, Relaxed);
                     if seed >= settings.seeds.end
+                        || Instant::now() >= end
                         || results.send((seed, simulate(settings, seed))).is_err()
                     {
                         return;
@@ -243,7 +248,8 @@ mod tests {
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         let patience = Duration::from_secs(30);
-        Settings { program, arguments: Vec::new(), seeds: 3..5, jobs: 2, patience }
+        let (seeds, time) = (3..5, Duration::from_secs(3_600));
+        Settings { program, arguments: Vec::new(), seeds, jobs: 2, patience, time }
     }
 
     fn broken(script: &str, patience: Duration) -> BTreeMap<u64, String> {
@@ -266,6 +272,14 @@ mod tests {
     fn child_that_hangs_is_ended() {
         let broken = broken("exec sleep 600", Duration::from_millis(50));
         assert!(broken[&4].contains("hangs"), "{broken:?}");
+    }
+
+    #[test]
+    fn no_child_is_started_when_the_time_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings { time: Duration::ZERO, ..settings(&directory, "exit 7") };
+        let summary = run(&settings, |_, _| panic!("nothing was to be run"));
+        assert!(summary.broken.is_empty() && summary.swarm.runs == 0);
     }
 
     #[test]

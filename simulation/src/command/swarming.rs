@@ -11,6 +11,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A year.
+const MINUTES_MAX: u64 = 366 * 24 * 60;
+
 /// Events before the first that differs, which are told with it.
 const CONTEXT_EVENTS: usize = 8;
 
@@ -42,6 +45,9 @@ struct Many {
     /// End a simulation that takes longer than this, in real seconds
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     patience: u64,
+    /// Start no simulation after so many real minutes
+    #[arg(long = "for", value_name = "MINUTES", default_value = "1440")]
+    for_minutes: u64,
 }
 
 impl Many {
@@ -54,6 +60,7 @@ impl Many {
             seeds: self.seeds.clone(),
             jobs: self.jobs.map_or_else(cores, usize::from),
             patience: Duration::from_secs(self.patience),
+            time: Duration::from_secs(60 * self.for_minutes.min(MINUTES_MAX)),
         })
     }
 
