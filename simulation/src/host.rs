@@ -150,7 +150,7 @@ impl Host {
         let clock = runtime.block_on(async { Clock::starting_at(now) });
         let environment = self.environment(&clock, seed);
         let node = runtime.block_on(Node::start(&self.config, environment));
-        let node = node.map_err(|error| chain(&error))?;
+        let node = node.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
         let (router, observer) = (node.export(), node.observer());
         let leave = CancellationToken::new();
         let asked = leave.clone();
@@ -328,15 +328,4 @@ fn config_of(plan: &Plan, number: NodeNumber, data: &Path, replicas: u8) -> anyh
     config.listen.http.clear();
     config.listen.console.clear();
     Ok(config)
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
