@@ -246,7 +246,7 @@ async fn an_own_authority_is_changed_while_the_mesh_runs() {
     for directory in [a, b] {
         trust(directory, &[&old, &new]);
     }
-    [&alice, &bob].map(take_up);
+    [&alice, &bob].into_iter().for_each(take_up);
     assert_friends(&alice, &bob).await;
     new.issue(a, "spiffe://test/node/alice", 2040);
     take_up(&alice);
