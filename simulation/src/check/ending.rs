@@ -6,9 +6,11 @@
 
 use super::converge::{CONVERGE_MAX, calm_since, differences};
 use super::model::{Model, OneSpan};
-use super::{Finding, Invariant, Verdict, clock, story};
+use super::{ExpectedFailure, Finding, Invariant, Verdict, clock, story};
 use crate::history::{Answer, Ending, Entry, History, Life, What};
 use crate::plan::{Fault, Generation, Millis, NodeNumber};
+
+const STAND_IN: &str = "stand-in";
 
 /// Traces that are named one by one.
 const TRACES_TOLD_MAX: usize = 10;
@@ -16,7 +18,7 @@ const TRACES_TOLD_MAX: usize = 10;
 /// What is not finished at the end of a history, a sentence each.
 pub fn pending(history: &History) -> Vec<String> {
     let model = Model::new(history);
-    let mut texts = held(&model);
+    let mut texts: Vec<_> = held(&model).into_iter().map(|(text, _)| text).collect();
     texts.extend(waiting(&model));
     if calm_since(&model).0 + CONVERGE_MAX <= history.ended_at.0 {
         texts.extend(differences(&model));
@@ -25,13 +27,13 @@ pub fn pending(history: &History) -> Vec<String> {
     texts
 }
 
-/// Who holds what.
-fn held(model: &Model<'_>) -> Vec<String> {
-    let roles = ["owner", "replica", "stand-in"];
+/// Who holds what, and as what.
+fn held(model: &Model<'_>) -> Vec<(String, &'static str)> {
+    let roles = ["owner", "replica", STAND_IN];
     let looks = model.history.last_looks.iter();
     let holding = looks.flat_map(|(node, look)| {
         let held = look.held.iter().zip(roles).filter(|(count, _)| **count > 0);
-        held.map(move |(count, role)| format!("node-{node} holds {count} spans as {role}"))
+        held.map(move |(count, role)| (format!("node-{node} holds {count} spans as {role}"), role))
     });
     holding.collect()
 }
@@ -88,8 +90,20 @@ fn missing(model: &Model<'_>) -> Vec<String> {
 }
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
-    let texts = held(model).into_iter().chain(waiting(model));
-    for text in texts {
+    for (text, role) in held(model) {
+        // Nobody waits for what a stand-in keeps, unless it is nowhere else.
+        let expected = (role == STAND_IN && missing(model).is_empty())
+            .then_some(ExpectedFailure::HeldByStandIn);
+        let (at, nodes, story) = (model.history.ended_at, Vec::new(), Vec::new());
+        let invariant = Invariant::EverythingEnds;
+        if expected.is_some() {
+            verdict.occasions.insert(ExpectedFailure::HeldByStandIn, 1);
+            verdict.add(Finding { invariant, expected, at, trace: None, nodes, text, story });
+        } else {
+            add(verdict, invariant, at, nodes, text, missing(model));
+        }
+    }
+    for text in waiting(model) {
         let story = if verdict.tells(Invariant::EverythingEnds, None) {
             missing(model)
         } else {

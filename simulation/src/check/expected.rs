@@ -27,6 +27,8 @@ pub enum ExpectedFailure {
     LostAtDrainLimit,
     /// Who stood in for a holder is gone, and long after or before it another holder.
     LostWithStandIn,
+    /// A stand-in still holds what all sinks have, long after everything was healed.
+    HeldByStandIn,
     /// A trace came out in parts, because its slot moved meanwhile.
     SplitAroundViewChange,
     /// A span came out twice, because its slot moved meanwhile.
@@ -46,7 +48,8 @@ pub struct Expectation {
 
 impl ExpectedFailure {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::HeldByStandIn,
         Self::LostAfterSecondFailure,
         Self::LostAfterLeaveAndCrash,
         Self::LostAtDrainLimit,
@@ -62,6 +65,7 @@ impl ExpectedFailure {
             Self::LostAfterLeaveAndCrash => "lost_after_leave_and_crash",
             Self::LostAtDrainLimit => "lost_at_drain_limit",
             Self::LostWithStandIn => "lost_with_stand_in",
+            Self::HeldByStandIn => "held_by_stand_in",
             Self::SplitAroundViewChange => "split_around_view_change",
             Self::TwiceAroundViewChange => "twice_around_view_change",
         }
@@ -89,6 +93,12 @@ impl ExpectedFailure {
                 Invariant::NoAcknowledgedSpanLost,
                 "a stand-in brings spans home only some seconds after they are due",
                 "offering what is unplaced (P2)",
+            ),
+            Self::HeldByStandIn => (
+                Invariant::EverythingEnds,
+                "a stand-in asks about spans at waits that double to a minute, and a holder that \
+                 forgot early what was done wants them again",
+                "offering what is unplaced (P2), and hand-over of what is remembered",
             ),
             Self::SplitAroundViewChange => (
                 Invariant::ExportedTogether,

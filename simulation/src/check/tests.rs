@@ -406,6 +406,25 @@ fn later_promise_of_others_is_no_weaker() {
 }
 
 #[test]
+fn what_a_stand_in_keeps_is_expected_only_while_it_is_in_a_sink_too() {
+    let mut told = Told::calm();
+    let trace = told.trace(0, 1, 2);
+    told.accept(1_000, 0, all_spans(trace));
+    told.export(2_100, 1, all_spans(trace));
+    let mut history = told.end();
+    history.last_looks.get_mut(&3).unwrap().held = [0, 0, 4];
+    let verdict = check(&history);
+    assert_eq!(verdict.expected[&ExpectedFailure::HeldByStandIn], 1);
+    assert!(!verdict.unexpected.contains_key(&Invariant::EverythingEnds));
+
+    let mut told = Told::calm();
+    told.accept(1_000, 0, all_spans(trace));
+    let mut history = told.end();
+    history.last_looks.get_mut(&3).unwrap().held = [0, 0, 4];
+    assert!(check(&history).unexpected.contains_key(&Invariant::EverythingEnds));
+}
+
+#[test]
 fn dead_letter_is_no_loss_and_what_is_held_is_late() {
     let mut told = Told::calm();
     let trace = told.trace(0, 1, 2);
