@@ -4,7 +4,7 @@
 //! that it concerns, and answered once all of them have stored their part. The invariant: a reply
 //! names a view only when every shard that took part knows that view, otherwise it names none and
 //! confirms nothing. Bounds: [`INPUTS_MAX`] waiting inputs a shard (senders wait), and one future
-//! for each attempt or question in flight. What a shard decides is not here.
+//! for each attempt or offer in flight. What a shard decides is not here.
 
 pub mod outgoing;
 pub mod part;
@@ -17,14 +17,14 @@ use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::TraceMetrics;
 use crate::scan::scan_trusted;
-use crate::shard::{HoldPart, Limits, Shard, SinkSet};
+use crate::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
 use crate::sink::{DeadLetters, Sink};
 use crate::spans::TraceId;
 use crate::tasks::Tasks;
 use part::{Part, PartReply};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tracemesh_membership::{HashKey, Slot};
 
@@ -36,6 +36,8 @@ const INPUTS_MAX: usize = 64;
 pub struct Settings {
     /// Bounds of a trace; `remember_bytes_max` of the whole node.
     pub limits: Limits,
+    /// What this node takes of hand-over a second, from all others together.
+    pub hand_over_bytes_per_second: u64,
     /// Number of shards; as many as cores are useful.
     pub shard_count: usize,
     /// The secret of placement and span keys.
@@ -61,6 +63,10 @@ pub struct Held {
     pub spans: [AtomicU64; 3],
     /// Traces of which something is held.
     pub traces: AtomicU64,
+    /// Unplaced traces, remembered ones included.
+    pub unplaced: AtomicU64,
+    /// The view that the shard knows, while everything is placed that was unplaced when it began.
+    settled: Mutex<Option<u64>>,
 }
 
 /// The shards of this node; clones share them.
@@ -68,9 +74,17 @@ pub struct Held {
 pub struct Shards {
     inputs: Arc<[mpsc::Sender<Input>]>,
     held: Arc<[Held]>,
+    placed: Arc<Notify>,
     hash_key: HashKey,
+    hand_over_bytes_per_second: u64,
     memory: Arc<Memory>,
     peers: Peers,
+}
+
+impl Held {
+    fn settled(&self) -> MutexGuard<'_, Option<u64>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A Hold that was not stored.
@@ -98,6 +112,7 @@ impl Shards {
     ) -> Self {
         let count = settings.shard_count.max(1);
         let held: Arc<[Held]> = std::iter::repeat_with(Held::default).take(count).collect();
+        let placed = Arc::default();
         let limits = Limits {
             remember_bytes_max: settings.limits.remember_bytes_max / count,
             ..settings.limits
@@ -111,25 +126,42 @@ impl Shards {
                 limits,
                 sink_set,
                 (settings.decide)(),
-                peers.placement(),
+                Standing::alone(peers.placement()),
                 Instant::now(),
             );
             let turn = turn::Turn {
                 number,
                 shard,
-                gifts: outgoing::Gifts::default(),
+                shard_count: count,
                 sinks: settings.sinks.clone(),
                 dead_letters: Arc::clone(&settings.dead_letters),
                 peers: peers.clone(),
                 memory: Arc::clone(&memory),
                 held: Arc::clone(&held),
+                placed: Arc::clone(&placed),
                 metrics: metrics.clone(),
             };
             tasks.spawn("shard", turn.run(inputs, tasks.stopping()));
             sender
         });
         let inputs = inputs.collect();
-        Self { inputs, held, hash_key: settings.hash_key, memory, peers }
+        let Settings { hash_key, hand_over_bytes_per_second, .. } = settings;
+        Self { inputs, held, placed, hash_key, hand_over_bytes_per_second, memory, peers }
+    }
+
+    /// Unplaced traces, remembered ones included.
+    pub fn unplaced(&self) -> u64 {
+        self.held.iter().map(|held| held.unplaced.load(Relaxed)).sum()
+    }
+
+    /// Whether all shards know this view, and everything is placed that was unplaced when it began.
+    pub fn have_settled(&self, view_hash: u64) -> bool {
+        self.held.iter().all(|held| *held.settled() == Some(view_hash))
+    }
+
+    /// Resolves when [`Self::have_settled`] may have changed. For one task.
+    pub async fn placed(&self) {
+        self.placed.notified().await;
     }
 
     /// Spans held as owner, as replica, as stand-in, and traces, over all shards.
@@ -147,15 +179,22 @@ impl Shards {
         let has_bytes = !hold.request.is_empty();
         if has_bytes && self.memory.is_full(origin) {
             let sender = self.peers.sender();
-            return Ok(HoldReply { sender, full: true, traces: Vec::new() });
+            return Ok(HoldReply { sender, full: true, ..HoldReply::default() });
         }
         let scan = scan_trusted(&hold.request)?;
-        let part = part::hold_part(&hold, self.peers.sender().view_hash);
+        let part = part::hold_part(&hold);
         let named = part::named(hold.traces)?;
         let cut = Arc::new(Cut::new(hold.request, scan, &self.hash_key));
         let all = 0..u32::try_from(cut.slots().len()).unwrap_or(u32::MAX);
         let reply = self.hold(&cut, all, named, part).await?;
-        Ok(reply.into_reply(self.peers.sender()))
+        let grant = if origin == Origin::Placing { self.grant() } else { 0 };
+        Ok(reply.into_reply(self.peers.sender(), grant))
+    }
+
+    /// What each other member may hand over a second: an equal share.
+    fn grant(&self) -> u64 {
+        let senders = self.peers.members().len().max(1) as u64;
+        (self.hand_over_bytes_per_second / senders).max(1)
     }
 
     /// Holds traces of a request that a client sent to this node.

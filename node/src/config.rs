@@ -56,6 +56,8 @@ pub struct Config {
     pub ingest: Ingest,
     /// When traces are decided.
     pub traces: Traces,
+    /// What it takes of hand-over a second, from all other members together.
+    pub hand_over_bytes_per_second: u64,
     /// How it stops.
     pub drain: Drain,
     /// Where traces go; one or more.

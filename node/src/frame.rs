@@ -103,7 +103,7 @@ pub struct Hold {
     pub request: Bytes,
 }
 
-/// One trace of a [`Hold`]: names of spans whose bytes are not in the frame, and what is known.
+/// One trace of a [`Hold`]: names of spans, and what is known.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HoldTrace {
     /// 16 bytes.
@@ -112,7 +112,7 @@ pub struct HoldTrace {
     /// How long from now until the trace is due, in ms.
     #[prost(uint32, tag = "2")]
     pub due_in_ms: u32,
-    /// Span keys held by the sender whose bytes are not in the frame.
+    /// Span keys held by the sender, also where their bytes are in the frame.
     #[prost(fixed64, repeated, tag = "3")]
     pub names: Vec<u64>,
     /// Span keys that the sender knows as done.
@@ -121,6 +121,9 @@ pub struct HoldTrace {
     /// The verdict that the sender knows.
     #[prost(enumeration = "Verdict", tag = "5")]
     pub verdict: i32,
+    /// How often an owner vanished while the trace was due.
+    #[prost(uint32, tag = "6")]
+    pub crashes: u32,
 }
 
 /// The answer to a [`Hold`], sent once everything in it is stored.
@@ -135,6 +138,9 @@ pub struct HoldReply {
     /// Only traces about which there is something to say.
     #[prost(message, repeated, tag = "3")]
     pub traces: Vec<ReplyTrace>,
+    /// Bytes of hand-over a second that the receiver takes from this sender; 0 says nothing.
+    #[prost(uint64, tag = "4")]
+    pub grant: u64,
 }
 
 /// One trace of a [`HoldReply`].

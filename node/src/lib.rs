@@ -20,6 +20,7 @@ pub mod process;
 pub mod reach;
 pub mod route;
 pub mod scan;
+pub mod settling;
 pub mod shard;
 pub mod sink;
 pub mod span_view;

@@ -7,6 +7,7 @@
 
 use crate::assemble::Shards;
 use crate::frame::{self, Done, DoneTrace, Hold, HoldReply, Sender, kind};
+use crate::shard::{PeerStanding, Standing};
 use crate::tasks::Tasks;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tracemesh_membership::{Carrier, MemberState, Membership, NodeId, PeerInfo, Placement, Status};
+use tracemesh_membership::{Carrier, Membership, NodeId, PeerInfo, Placement, Status};
 use tracemesh_transport::{
     CallError, Delivery, Frame, Incoming, Peer, Proved, Received, Responder, Transport,
 };
@@ -50,6 +51,7 @@ pub struct Peers {
     placement: watch::Receiver<Arc<Placement>>,
     members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
     status: watch::Receiver<Status>,
+    settled: Arc<watch::Sender<u64>>,
 }
 
 /// Tells when something in the mesh changed.
@@ -57,6 +59,7 @@ pub struct Changes {
     placement: watch::Receiver<Arc<Placement>>,
     members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
     status: watch::Receiver<Status>,
+    settled: watch::Receiver<u64>,
 }
 
 impl Changes {
@@ -67,6 +70,7 @@ impl Changes {
             changed = self.placement.changed() => changed,
             changed = self.status.changed() => changed,
             changed = self.members.changed() => changed,
+            changed = self.settled.changed() => changed,
         };
         if changed.is_err() {
             std::future::pending().await
@@ -83,6 +87,7 @@ impl Peers {
             placement: membership.placement(),
             members: membership.peers(),
             status: membership.state(),
+            settled: Arc::new(watch::Sender::new(0)),
             membership,
         }
     }
@@ -97,11 +102,34 @@ impl Peers {
         Arc::clone(&self.placement.borrow())
     }
 
-    /// Present placement, own state, and the view hashes that the members publish.
-    pub fn standing(&self) -> (Arc<Placement>, MemberState, BTreeMap<NodeId, u64>) {
+    /// How this node stands in the mesh.
+    pub fn standing(&self) -> Standing {
         let members = self.members.borrow();
-        let views = members.iter().map(|(id, peer)| (id.clone(), peer.published.view_hash));
-        (self.placement(), self.status.borrow().state, views.collect())
+        let peer = |peer: &PeerInfo| PeerStanding {
+            incarnation: peer.incarnation,
+            state: peer.published.state,
+            view_hash: peer.published.view_hash,
+            settled: peer.published.settled,
+        };
+        Standing {
+            placement: self.placement(),
+            state: self.status.borrow().state,
+            settled: *self.settled.borrow(),
+            peers: members.iter().map(|(id, info)| (id.clone(), peer(info))).collect(),
+        }
+    }
+
+    /// Whether this node and all others have settled in its view.
+    pub fn all_settled(&self) -> bool {
+        self.standing().all_settled()
+    }
+
+    /// This node has settled in a view; whether that is news.
+    pub fn settle(&self, view_hash: u64) -> bool {
+        self.settled.send_if_modified(|settled| {
+            let before = std::mem::replace(settled, view_hash);
+            before != view_hash
+        })
     }
 
     /// Whether this process stood still since it last looked; it has a new incarnation then. To be
@@ -116,6 +144,7 @@ impl Peers {
             placement: self.placement.clone(),
             members: self.members.clone(),
             status: self.status.clone(),
+            settled: self.settled.subscribe(),
         }
     }
 

@@ -23,6 +23,7 @@ use crate::memory::Memory;
 use crate::mesh::{self, Peers};
 use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
+use crate::settling;
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
 use crate::tasks::Tasks;
@@ -214,6 +215,7 @@ impl Node {
             draining: CancellationToken::new(),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
+        keep_settling(&router, &parts, &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         start_consoles(taken.consoles, &meters.registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
@@ -321,14 +323,14 @@ impl Node {
         self.parts.membership.leave();
         let empty = async {
             loop {
-                while self.held() > 0 {
+                while !self.is_empty() {
                     sleep(DRAIN_LOOK).await;
                 }
                 // A peer whose view is old may still send something: nobody is answered any more,
                 // and what was answered before that is waited for.
                 let handlers = self.handlers.send_replace(None);
                 sleep(DRAIN_LOOK).await;
-                if self.held() == 0 {
+                if self.is_empty() {
                     return;
                 }
                 self.handlers.send_replace(handlers);
@@ -337,8 +339,17 @@ impl Node {
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
         match timeout(left, empty).await {
             Ok(()) => End::Drained,
+            Err(_) if self.held() == 0 => {
+                let traces = self.parts.shards.unplaced();
+                tracing::warn!(traces, "not all that is remembered was handed over in time");
+                End::Drained
+            }
             Err(_) => End::Left { span_count: self.held() },
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.held() == 0 && self.parts.shards.unplaced() == 0
     }
 
     fn held(&self) -> u64 {
@@ -412,6 +423,15 @@ fn undecided(
     let path = directory.join("undecided.jsonl");
     let clock = Arc::clone(wall_clock);
     Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
+}
+
+fn keep_settling(router: &Router, parts: &Parts, tasks: &Tasks) {
+    let (shards, peers) = (parts.shards.clone(), parts.peers.clone());
+    let keep = settling::keep(router.settling(), shards, peers, Arc::clone(&parts.membership));
+    let stop = tasks.stopping();
+    tasks.spawn("settling", async move {
+        let _ = stop.run_until_cancelled(keep).await;
+    });
 }
 
 fn start_router(config: &Config, parts: &Parts, seed: u64, tasks: &Tasks) -> Router {

@@ -18,6 +18,7 @@ use crate::mesh::{PeerError, Peers};
 use crate::metrics::{PeerLabels, Reason, ReasonLabels, RouteMetrics};
 use crate::reach::{Reach, Routing};
 use crate::scan::scan;
+use crate::settling::Settling;
 use crate::tasks::Tasks;
 use batch::{Batching, NoReply};
 use bytes::Bytes;
@@ -54,6 +55,7 @@ pub struct Router {
     shards: Shards,
     peers: Peers,
     memory: Arc<Memory>,
+    settling: Settling,
     metrics: RouteMetrics,
     reach: Arc<Mutex<Reach>>,
     random: Arc<Mutex<StdRng>>,
@@ -77,6 +79,7 @@ impl Router {
             shards,
             peers,
             memory,
+            settling: Settling::default(),
             metrics,
             reach: Arc::default(),
             random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
@@ -92,7 +95,13 @@ impl Router {
         router
     }
 
+    /// The open requests.
+    pub fn settling(&self) -> Settling {
+        self.settling.clone()
+    }
+
     async fn route(&self, cut: &Arc<Cut>) -> Result<Copies, Refusal> {
+        let _open = self.settling.open();
         let avoided = self.admit(cut)?;
         let mut view = self.peers.changes();
         let (mut request, step) = OpenRequest::start(
@@ -192,7 +201,8 @@ impl Router {
     }
 
     async fn hold_here(&self, cut: Arc<Cut>, send: Send) -> (usize, Outcome) {
-        let part = batch::own_part(send.mark, self.settings.age_max);
+        let view_hash = self.peers.sender().view_hash;
+        let part = batch::own_part(send.mark, view_hash, self.settings.age_max);
         let outcome = match self.shards.hold_own(&cut, &send.traces, part).await {
             Own::Stored => Outcome::Held(self.peers.sender().incarnation()),
             Own::Full => Outcome::Full,

@@ -1,10 +1,10 @@
-//! The traces of some slots: holding, deciding, asking (PROTOCOL.md, rules H, D, A).
+//! The traces of some slots: holding, placing, deciding, asking (PROTOCOL.md, rules H, P, D, A).
 //!
 //! A pure state machine: what happens comes in with `now`, what is to be done goes out as
 //! [`Effect`]s; no clock, no task, no lock. Who is owner is never stored: it is looked up in the
 //! present placement whenever a rule asks, so acting after a crash is no special path. The
-//! invariant: the bytes of a span leave a shard only when the span is done here, or when its owner
-//! confirmed to a leaving node that it has the span. Bounded by the memory budget, which the caller
+//! invariant: the bytes of a span leave a shard only when the span is done here, or when this node
+//! is no holder and every holder confirmed that it has them. Bounded by the memory budget, which the caller
 //! checks before a Hold comes in ([`Shard::bytes`]), and for remembered traces by
 //! [`Limits::remember_bytes_max`].
 
@@ -13,37 +13,43 @@ mod attempt;
 mod deciding;
 mod fingerprint;
 mod hold;
+mod offers;
+mod placing;
 mod remembering;
 mod scopes;
+mod standing;
 mod table;
 pub(crate) mod trace;
 
-pub use asking::Reply;
+pub use asking::{Replier, Reply};
 pub use attempt::{Answer, SinkSet};
 pub use fingerprint::Known;
 pub use hold::HoldPart;
+pub use standing::{PeerStanding, Standing};
 
 use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
+use offers::Offers;
 use scopes::Scopes;
+use standing::Outlook;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
 use trace::Trace;
-use tracemesh_membership::{HashKey, MemberIndex, MemberState, NodeId, Placement, Slot};
+use tracemesh_membership::{HashKey, NodeId, ViewMember};
 
-/// How long an owner waits, from due on, for its replica to publish the same view.
+/// How long an owner waits, from due on, for calm.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// How long after a trace was due whoever is not its owner asks what became of it; doubling with
 /// every time it was asked, up to [`ASK_AFTER_MAX`].
 pub const ASK_AFTER: Duration = Duration::from_secs(5);
 /// The longest wait between two questions about one trace.
 pub const ASK_AFTER_MAX: Duration = Duration::from_secs(60);
-/// How often a leaving node offers what it holds (`OFFER_AGAIN`).
+/// How often an unplaced trace is offered to a holder that has not confirmed it.
 pub const OFFER_AGAIN: Duration = Duration::from_secs(1);
 /// How often an owner looks whether it is calm: a gossip round is 200 ms.
 const CALM_AGAIN: Duration = Duration::from_millis(100);
@@ -112,6 +118,8 @@ pub enum Effect {
         attempt: Arc<Attempt>,
         /// Tells this try from earlier ones.
         number: u32,
+        /// Why it goes there.
+        why: &'static str,
     },
     /// Tell another holder that spans became done.
     Done {
@@ -120,23 +128,19 @@ pub enum Effect {
         /// What became done.
         done: DoneTrace,
     },
-    /// Ask the owner about a trace by names; the reply comes back to [`Shard::on_reply`].
-    Ask {
-        /// The owner.
+    /// Tell another holder all that is known of a trace, and give it spans; what it says comes back
+    /// to [`Shard::on_reply`], and that this is no more under way to [`Shard::on_arrived`].
+    Offer {
+        /// The other holder.
         target: NodeId,
-        /// The question.
+        /// What is known.
         trace: HoldTrace,
+        /// Spans that it is likely to lack.
+        spans: Option<Attempt>,
         /// The trace's version, to be given back with the reply.
         version: u32,
-    },
-    /// Send spans that the owner wanted.
-    Give {
-        /// The owner.
-        target: NodeId,
-        /// The wanted spans.
-        spans: Attempt,
-        /// Until the trace is due.
-        due_in: Duration,
+        /// What this counts in the target's allowance.
+        bytes: usize,
     },
 }
 
@@ -174,21 +178,18 @@ pub struct Tally {
 /// Rules H, D and A for the traces of some slots.
 #[derive(Clone)]
 pub struct Shard {
-    me: NodeId,
     hash_key: HashKey,
     limits: Limits,
     sinks: SinkSet,
     started: Instant,
     decide: Box<dyn Decide>,
+    outlook: Outlook,
     table: Table,
+    offers: Offers,
     scopes: Scopes,
     /// Traces to look at, by when.
     wakes: BTreeMap<u64, Vec<u32>>,
     remembered: VecDeque<(u64, TraceId)>,
-    placement: Arc<Placement>,
-    my_index: Option<MemberIndex>,
-    state: MemberState,
-    published_views: BTreeMap<NodeId, u64>,
     attempt_number: u32,
     trace_bytes: usize,
     remembered_bytes: usize,
@@ -207,14 +208,14 @@ impl Shard {
         limits: Limits,
         sinks: SinkSet,
         decide: Box<dyn Decide>,
-        placement: Arc<Placement>,
+        standing: Standing,
         now: Instant,
     ) -> Self {
-        let my_index = index_of(&placement, &me);
         Self {
             scopes: Scopes::new(hash_key.0),
             table: Table::new(hash_key),
-            me,
+            outlook: Outlook::new(me, standing),
+            offers: Offers::default(),
             hash_key,
             limits,
             sinks,
@@ -222,10 +223,6 @@ impl Shard {
             decide,
             wakes: BTreeMap::new(),
             remembered: VecDeque::new(),
-            placement,
-            my_index,
-            state: MemberState::Joining,
-            published_views: BTreeMap::new(),
             attempt_number: 0,
             trace_bytes: 0,
             remembered_bytes: 0,
@@ -254,14 +251,29 @@ impl Shard {
 
     /// The hash of the view that this shard knows.
     pub fn view_hash(&self) -> u64 {
-        self.placement.view().hash()
+        self.outlook.view_hash()
+    }
+
+    /// Whether everything is placed that was unplaced when the present view began (P5).
+    pub fn is_settled(&self) -> bool {
+        self.offers.is_settled()
+    }
+
+    /// Unplaced traces, remembered ones included.
+    pub fn unplaced_count(&self) -> u64 {
+        self.offers.len() as u64
+    }
+
+    /// Traces that each member of the view has yet to confirm.
+    pub fn unplaced_by_member(&self) -> impl Iterator<Item = u64> {
+        self.offers.owing()
     }
 
     /// When [`Self::on_time`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let expires = self.remembered.front().map(|&(at, _)| at);
         let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
-        let at = expires.into_iter().chain(wakes).min()?;
+        let at = expires.into_iter().chain(wakes).chain(self.offers.next_wake()).min()?;
         Some(self.started + Duration::from_millis(at))
     }
 
@@ -276,50 +288,43 @@ impl Shard {
     }
 
     /// The view, or what others publish of theirs, changed.
-    pub fn on_view(
-        &mut self,
-        now: Instant,
-        placement: Arc<Placement>,
-        state: MemberState,
-        published_views: BTreeMap<NodeId, u64>,
-    ) {
-        let changed = placement.view().hash() != self.view_hash() || state != self.state;
-        self.published_views = published_views;
-        if !changed {
+    pub fn on_view(&mut self, now: Instant, standing: Standing) {
+        let former = self.outlook.renew(standing);
+        let same_view = former.view_hash() == self.view_hash();
+        if same_view && former.state == self.outlook.standing.state {
             return;
         }
-        let former_index = self.my_index;
-        let former = std::mem::replace(&mut self.placement, placement);
-        self.my_index = index_of(&self.placement, &self.me);
-        self.state = state;
         let now_ms = self.ms(now);
         self.held = [0; 3];
-        let held: Vec<u32> = self
-            .table
-            .iter()
-            .filter(|(_, trace)| trace.held_count > 0)
-            .map(|(index, _)| index)
-            .collect();
-        for index in held {
-            let Some(trace) = self.table.get(index) else { continue };
-            let role = self.role(trace.slot);
-            let was_owner = former.holders(trace.slot).map(|holders| holders.owner) == former_index
-                && former_index.is_some();
-            self.held[role as usize] += u64::from(trace.held_count);
-            let flush = self.is_last_to_leave();
-            let Some(trace) = self.table.get_mut(index) else { continue };
-            if role == Role::Owner && !was_owner && trace.due_ms <= now_ms {
-                trace.taken_over = true;
-            }
-            trace.asked = 0;
-            if flush {
-                trace.due_ms = trace.due_ms.min(now_ms);
-            }
-            if trace.due_ms <= now_ms || self.state == MemberState::Leaving {
-                let at = self.next_look(index, now_ms);
-                self.wake_at(index, at);
-            }
+        let held = self.table.iter().filter(|(_, trace)| trace.held_count > 0);
+        for index in held.map(|(index, _)| index).collect::<Vec<_>>() {
+            self.take_role(index, &former, now_ms);
         }
+        if !same_view {
+            self.begin_view(&former.placement, now_ms);
+        }
+    }
+
+    /// The view changed: a held trace may have another owner now.
+    fn take_role(&mut self, index: u32, former: &Standing, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index) else { return };
+        let role = self.outlook.role(trace.slot);
+        self.held[role as usize] += u64::from(trace.held_count);
+        let owner = former.owner(trace.slot);
+        let was_mine = owner.is_some_and(|owner| owner.id == self.outlook.me);
+        let generation = |owner: &ViewMember| owner.incarnation.generation;
+        let vanished = owner.is_some_and(|o| !self.outlook.is_alive(&o.id, generation(o)));
+        let takes_over = trace.due_ms <= now_ms && role == Role::Owner && !was_mine;
+        trace.taken_over |= takes_over;
+        // Only who takes over counts, so that no crash is counted twice; the others hear of it.
+        if takes_over && vanished && trace.verdict == Verdict::None {
+            trace.crashes = trace.crashes.saturating_add(1);
+        }
+        trace.asked = 0;
+        if self.outlook.is_last_to_leave() {
+            trace.due_ms = trace.due_ms.min(now_ms);
+        }
+        self.look_again(index, now_ms);
     }
 
     /// Does what is due.
@@ -336,46 +341,42 @@ impl Shard {
             }
         }
         self.forget_expired(now_ms);
+        self.offer(now_ms);
     }
 
     fn ms(&self, now: Instant) -> u64 {
         u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn role(&self, slot: Slot) -> Role {
-        match (self.placement.holders(slot), self.my_index) {
-            (Some(holders), Some(me)) if holders.owner == me => Role::Owner,
-            (Some(holders), Some(me)) if holders.replica == Some(me) => Role::Replica,
-            _ => Role::StandIn,
-        }
-    }
-
     fn role_of(&self, index: u32) -> Role {
-        self.table.get(index).map_or(Role::StandIn, |trace| self.role(trace.slot))
-    }
-
-    /// Nobody is active any more: those who leave are the view, and decide at once (M4).
-    fn is_last_to_leave(&self) -> bool {
-        self.state == MemberState::Leaving && self.my_index.is_some()
+        self.table.get(index).map_or(Role::StandIn, |trace| self.outlook.role(trace.slot))
     }
 
     /// Runs `change` on a trace and keeps the sums right.
-    fn change<T>(&mut self, index: u32, change: impl FnOnce(&mut Trace) -> T) -> Option<T> {
+    fn change<T>(
+        &mut self,
+        index: u32,
+        now_ms: u64,
+        change: impl FnOnce(&mut Trace) -> T,
+    ) -> Option<T> {
         let trace = self.table.get_mut(index)?;
         let before = Before::of(trace);
         let result = change(trace);
-        self.account(index, before);
+        self.account(index, before, now_ms);
         Some(result)
     }
 
-    /// Brings the sums up to date after a trace was changed.
-    fn account(&mut self, index: u32, before: Before) {
+    /// Brings the sums up to date after a trace was changed, and voids what others confirmed of it.
+    fn account(&mut self, index: u32, before: Before, now_ms: u64) {
         let role = self.role_of(index);
         let Some(trace) = self.table.get_mut(index) else { return };
         let after = Before::of(trace);
         if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
             trace.version = trace.version.wrapping_add(1);
             trace.asked = 0;
+            if trace.unplaced {
+                self.offers.unconfirm(index, now_ms + to_ms(placing::OFFER_SOON));
+            }
         }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
         self.held_traces += u64::from(after.held > 0);
@@ -398,31 +399,28 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         if trace.held_count == 0 {
             self.remember(index, now_ms);
-            return;
-        }
-        if trace.verdict != Verdict::None {
+        } else if trace.verdict != Verdict::None {
             trace.due_ms = trace.due_ms.min(now_ms);
         }
-        if trace.trying.is_some() {
+        self.look_again(index, now_ms);
+        self.place(index, now_ms);
+    }
+
+    fn look_again(&mut self, index: u32, now_ms: u64) {
+        let Some(trace) = self.table.get(index) else { return };
+        if trace.held_count == 0 || trace.trying.is_some() {
             return;
         }
-        let mut at = trace.due_ms;
-        let due_in_past = at <= now_ms;
-        if due_in_past || self.state == MemberState::Leaving {
-            at = self.next_look(index, now_ms);
-        }
+        let due_ms = trace.due_ms;
+        let at = if due_ms <= now_ms { self.next_look(index, now_ms) } else { due_ms };
         self.wake_at(index, at);
     }
 
     /// When a due trace is to be looked at: by its owner at once, by others when it is time to ask.
     fn next_look(&self, index: u32, now_ms: u64) -> u64 {
         let Some(trace) = self.table.get(index) else { return u64::MAX };
-        if self.role(trace.slot) == Role::Owner {
+        if self.outlook.role(trace.slot) == Role::Owner {
             return trace.due_ms.min(now_ms);
-        }
-        if self.state == MemberState::Leaving {
-            let wait = if trace.asked == 0 { Duration::ZERO } else { OFFER_AGAIN };
-            return now_ms + to_ms(wait);
         }
         let wait = ASK_AFTER.saturating_mul(1 << trace.asked.min(4)).min(ASK_AFTER_MAX);
         now_ms.max(trace.due_ms) + to_ms(wait)
@@ -436,26 +434,28 @@ impl Shard {
         }
     }
 
-    /// A trace's time has come: decide (D1), try again (D2), or ask (A1).
+    /// A trace's time has come: decide (D1), try again (D2), or ask (A1). What is unplaced is
+    /// offered, not asked about.
     fn consider(&mut self, index: u32, now_ms: u64) {
         let Some(trace) = self.table.get(index) else { return };
         if trace.held_count == 0 {
             return;
         }
-        let role = self.role(trace.slot);
+        let role = self.outlook.role(trace.slot);
         if trace.trying.is_some() {
             self.try_again(index, role, now_ms);
             return;
         }
-        let leaving = self.state == MemberState::Leaving && role != Role::Owner;
         let first_question = trace.due_ms.saturating_add(to_ms(ASK_AFTER));
-        if now_ms < trace.due_ms && !leaving {
+        if now_ms < trace.due_ms {
             self.wake_at(index, trace.due_ms);
-        } else if role != Role::Owner && now_ms < first_question && !leaving {
+        } else if role != Role::Owner && trace.unplaced {
+            // Looked at again when it is placed.
+        } else if role != Role::Owner && now_ms < first_question {
             self.wake_at(index, first_question);
         } else if role != Role::Owner {
             self.ask(index, now_ms);
-        } else if self.is_calm(trace.slot) {
+        } else if self.outlook.is_calm(trace.slot) {
             self.decide(index, now_ms);
         } else if now_ms >= trace.due_ms.saturating_add(to_ms(SETTLE_MAX)) {
             self.tally.uncalm += u64::from(trace.held_count);
@@ -484,10 +484,6 @@ impl Before {
             verdict: trace.verdict,
         }
     }
-}
-
-fn index_of(placement: &Placement, id: &NodeId) -> Option<MemberIndex> {
-    MemberIndex::try_from(placement.view().position(id)?).ok()
 }
 
 fn to_ms(duration: Duration) -> u64 {

@@ -26,7 +26,7 @@ mod testing;
 
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetterError, DeadLetters};
 pub use metrics::Metrics;
-pub(crate) use request::encode;
+pub(crate) use request::{Room, encode};
 
 use crate::spans::{Chunk, TraceId};
 use std::any::Any;

@@ -59,21 +59,21 @@ impl PartReply {
         self.traces.extend(reply.traces);
     }
 
-    /// The reply of the node, which is `sender` by now.
-    pub fn into_reply(self, mut sender: Sender) -> HoldReply {
+    /// The reply of the node, which is `sender` by now, and grants so many bytes a second.
+    pub fn into_reply(self, mut sender: Sender, grant: u64) -> HoldReply {
         if self.view_hash != sender.view_hash {
             sender.view_hash = 0;
         }
-        HoldReply { sender, full: false, traces: self.traces }
+        HoldReply { sender, full: false, traces: self.traces, grant }
     }
 }
 
-/// What a Hold says of all its traces to a node with this view (PROTOCOL.md, H1 and H3).
-pub fn hold_part(hold: &Hold, view_hash: u64) -> HoldPart {
-    let is_foreign = !hold.request.is_empty() && hold.sender.view_hash != view_hash;
+/// What a Hold says of all its traces (PROTOCOL.md, H1 and H3).
+pub fn hold_part(hold: &Hold) -> HoldPart {
     HoldPart {
         origin: hold.origin(),
-        unplaced: hold.marked || is_foreign,
+        marked: hold.marked,
+        view_hash: hold.sender.view_hash,
         due_in: Duration::from_millis(u64::from(hold.due_in_ms)),
     }
 }

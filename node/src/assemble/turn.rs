@@ -4,7 +4,7 @@
 //! polled beside its inputs; none is waited for. An answer that comes too late finds the attempt's
 //! number changed, and is ignored by the shard.
 
-use super::outgoing::{self, Gifts, Outgoing, Placing};
+use super::outgoing::{self, Outgoing, Placing};
 use super::{Held, Input};
 use crate::frame::{HoldReply, Verdict};
 use crate::memory::Memory;
@@ -21,14 +21,14 @@ use futures_util::{FutureExt, StreamExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::coop::unconstrained;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::NodeId;
 
-/// A question or a gift to an owner ends after this; it is made again by the shard's own timers.
+/// An offer or a question ends after this; it is made again by the shard's own timers.
 const PLACING_MAX: Duration = Duration::from_secs(3);
 /// With nothing to wake for, a shard still looks at its clock so often.
 const IDLE: Duration = Duration::from_secs(60);
@@ -37,29 +37,20 @@ const INPUTS_PER_TURN: usize = 16;
 
 /// Something that was waited for.
 enum Event {
-    Answered {
-        trace_id: TraceId,
-        number: u32,
-        sink: u32,
-        answer: Answer,
-    },
-    Replied {
-        from: NodeId,
-        asked: Vec<(TraceId, u32)>,
-        given_bytes: usize,
-        reply: Option<HoldReply>,
-    },
+    Answered { trace_id: TraceId, number: u32, sink: u32, answer: Answer },
+    Replied { from: NodeId, asked: Vec<(TraceId, u32)>, bytes: usize, reply: Option<HoldReply> },
 }
 
 pub(super) struct Turn {
     pub(super) number: usize,
     pub(super) shard: Shard,
-    pub(super) gifts: Gifts,
+    pub(super) shard_count: usize,
     pub(super) sinks: Vec<Arc<dyn Sink>>,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) peers: Peers,
     pub(super) memory: Arc<Memory>,
     pub(super) held: Arc<[Held]>,
+    pub(super) placed: Arc<Notify>,
     pub(super) metrics: TraceMetrics,
 }
 
@@ -96,8 +87,7 @@ impl Turn {
     }
 
     fn on_mesh(&mut self) {
-        let (placement, state, views) = self.peers.standing();
-        self.shard.on_view(Instant::now(), placement, state, views);
+        self.shard.on_view(Instant::now(), self.peers.standing());
     }
 
     fn on_inputs(&mut self, first: Input, inputs: &mut mpsc::Receiver<Input>) {
@@ -132,10 +122,11 @@ impl Turn {
             Event::Answered { trace_id, number, sink, answer } => {
                 self.shard.on_answer(now, trace_id, number, sink, answer);
             }
-            Event::Replied { from, asked, given_bytes, reply } => {
-                self.gifts.ended(&from, given_bytes);
+            Event::Replied { from, asked, bytes, reply } => {
+                self.shard.on_arrived(&from, bytes);
                 if let Some(reply) = reply {
-                    outgoing::on_reply(&mut self.shard, now, &from, &asked, &reply);
+                    let shard = &mut self.shard;
+                    outgoing::on_reply(shard, self.shard_count, now, &from, &asked, &reply);
                 }
             }
         }
@@ -146,12 +137,12 @@ impl Turn {
         if effects.is_empty() {
             return;
         }
-        let outgoing = Outgoing::new(effects, self.peers.sender(), &mut self.gifts);
+        let outgoing = Outgoing::new(effects, self.peers.sender());
         for (attempt, number, sinks) in outgoing.exports {
             self.export(&attempt, number, sinks, waiting);
         }
-        for (attempt, number) in outgoing.dead_letters {
-            self.bury(attempt, number, waiting);
+        for (attempt, number, why) in outgoing.dead_letters {
+            self.bury(attempt, number, why, waiting);
         }
         for (target, traces) in outgoing.done {
             self.peers.done(&target, traces);
@@ -180,10 +171,10 @@ impl Turn {
         }
     }
 
-    fn bury(&self, attempt: Arc<Attempt>, number: u32, waiting: &mut Waiting) {
+    fn bury(&self, attempt: Arc<Attempt>, number: u32, why: &'static str, waiting: &mut Waiting) {
         let dead_letters = Arc::clone(&self.dead_letters);
         let trace_id = attempt.trace_id;
-        let written = spawn_blocking(move || dead_letters.write(&attempt, "deciding panicked"));
+        let written = spawn_blocking(move || dead_letters.write(&attempt, why));
         waiting.push(Box::pin(async move {
             let answer = match written.await {
                 Ok(Ok(())) => Answer::Refused,
@@ -198,17 +189,17 @@ impl Turn {
     }
 
     fn place(&self, placing: Placing) -> BoxFuture<'static, Event> {
-        let Placing { target: from, hold, asked, given_bytes } = placing;
+        let Placing { target: from, hold, asked, bytes } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
             let reply = match peers.hold(&from, &hold, PLACING_MAX).await {
                 Ok(reply) => Some(reply),
                 Err(error) => {
-                    tracing::debug!(%error, peer = %from, "owner did not answer");
+                    tracing::debug!(%error, peer = %from, "holder did not answer");
                     None
                 }
             };
-            Event::Replied { from, asked, given_bytes, reply }
+            Event::Replied { from, asked, bytes, reply }
         })
     }
 
@@ -224,6 +215,11 @@ impl Turn {
             gauge.store(spans, Relaxed);
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
+        held.unplaced.store(self.shard.unplaced_count(), Relaxed);
+        let settled = self.shard.is_settled().then(|| self.shard.view_hash());
+        if std::mem::replace(&mut *held.settled(), settled) != settled {
+            self.placed.notify_one();
+        }
     }
 }
 

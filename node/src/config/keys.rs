@@ -194,6 +194,13 @@ pub(super) const KEYS: &[Key] = &[
         "Memory for that, as a size or a share of `node.memory`; the oldest go first.",
     ),
     key(
+        "hand_over.bandwidth",
+        Kind::Size,
+        Some("256MiB"),
+        "What a node takes of hand-over a second, granted to all others in equal shares.",
+    )
+    .between("64KiB", "1024GiB"),
+    key(
         "drain.announce",
         Kind::Duration,
         Some("5s"),
@@ -245,7 +252,6 @@ pub(super) const NOT_YET: &[&str] = &[
     "ingest.cors_origins",
     "ingest.connections_max",
     "ingest.connection_age_max",
-    "hand_over",
     "trace_group",
     "service_map",
     "red",

@@ -42,12 +42,24 @@ pub(super) fn config(
     let node = meaning.node(&cluster, &listen);
     let ingest = meaning.ingest();
     let traces = meaning.traces(node.memory_bytes);
+    let hand_over_bytes_per_second = meaning.values.size("hand_over.bandwidth");
     let drain = meaning.drain();
     let log = meaning.log();
     let sinks = meaning.with_default_files(sinks, listen.mesh.port());
     let effective = effective(&meaning.values, &sinks);
     let sinks = meaning.sinks(&sinks);
-    Config { cluster, node, listen, ingest, traces, drain, sinks, log, effective }
+    Config {
+        cluster,
+        node,
+        listen,
+        ingest,
+        traces,
+        hand_over_bytes_per_second,
+        drain,
+        sinks,
+        log,
+        effective,
+    }
 }
 
 /// The values in force, in the order of the table, then the sinks in theirs.

@@ -66,6 +66,7 @@ pub(super) fn shard_settings(
 ) -> assemble::Settings {
     assemble::Settings {
         limits: limits(&config.traces),
+        hand_over_bytes_per_second: config.hand_over_bytes_per_second,
         shard_count,
         hash_key: config.cluster.hash_key,
         sinks,

@@ -100,8 +100,8 @@ impl Batching<'_> {
 }
 
 /// What the batch that a node holds itself says of its traces.
-pub fn own_part(mark: Mark, age_max: Duration) -> HoldPart {
-    HoldPart { origin: Origin::Entry, unplaced: mark == Mark::Marked, due_in: age_max }
+pub fn own_part(mark: Mark, view_hash: u64, age_max: Duration) -> HoldPart {
+    HoldPart { origin: Origin::Entry, marked: mark == Mark::Marked, view_hash, due_in: age_max }
 }
 
 /// What all frames of a batch say together.

@@ -1,24 +1,33 @@
-//! What a holder does that is not the owner: learn what is done, ask, and give what is wanted
-//! (rules A of PROTOCOL.md).
+//! What a holder hears and asks: what is done, what became of a trace, what others lack (rules A
+//! and P3 of PROTOCOL.md).
 //!
-//! The invariant: asking takes nothing over. A leaving node forgets a trace only when the present
-//! owner, in its present incarnation and under the same view, confirmed that it has everything.
+//! The invariant: asking takes nothing over. Only a confirmation places a trace, and only placing
+//! gives up bytes.
 
-use super::deciding::attempt_of;
 use super::trace::{SpanKey, SpanState};
-use super::{Effect, Role, Shard};
-use crate::frame::{HoldTrace, ReplyTrace, Verdict, milliseconds, trace_id_bytes};
+use super::{Shard, to_ms};
+use crate::frame::{ReplyTrace, Verdict};
 use crate::spans::TraceId;
-use std::time::Duration;
 use tokio::time::Instant;
-use tracemesh_membership::{Incarnation, MemberState, NodeId};
+use tracemesh_membership::{Incarnation, NodeId};
 
-/// The reply of an owner about one trace, parsed.
+/// Who answered an [`Effect::Offer`](super::Effect::Offer), and by what view.
+#[derive(Clone, Copy, Debug)]
+pub struct Replier<'a> {
+    /// Who.
+    pub id: &'a NodeId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Its view; 0 confirms nothing.
+    pub view_hash: u64,
+}
+
+/// The reply of a holder about one trace, parsed.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The trace.
     pub trace_id: TraceId,
-    /// What the owner neither holds nor knows as done.
+    /// What the holder neither holds nor knows as done, in ascending order.
     pub wanted: Vec<SpanKey>,
     /// What it knows as done.
     pub done: Vec<SpanKey>,
@@ -30,9 +39,11 @@ impl Reply {
     /// Parses what a frame says; nothing said about a trace means that all of it is held there.
     pub fn new(trace_id: TraceId, said: Option<&ReplyTrace>) -> Self {
         let keys = |names: &[u64]| names.iter().copied().map(SpanKey::new).collect();
+        let mut wanted: Vec<_> = said.map_or_else(Vec::new, |said| keys(&said.wanted));
+        wanted.sort_unstable();
         Self {
             trace_id,
-            wanted: said.map_or_else(Vec::new, |said| keys(&said.wanted)),
+            wanted,
             done: said.map_or_else(Vec::new, |said| keys(&said.done)),
             verdict: said.map_or(Verdict::None, ReplyTrace::verdict),
         }
@@ -45,80 +56,67 @@ impl Shard {
         let Some(index) = self.table.find(trace_id) else { return };
         let Some(trace) = self.table.get(index) else { return };
         let covers_all = trace.sum() == sum;
-        self.change(index, |trace| {
+        let now_ms = self.ms(now);
+        self.change(index, now_ms, |trace| {
             trace.verdict = trace.verdict.max(verdict);
             if covers_all {
                 trace.turn(SpanState::Held, SpanState::Done);
                 trace.free_done();
             }
         });
-        self.after_change(index, self.ms(now));
+        self.after_change(index, now_ms);
     }
 
-    /// The owner answered an [`Effect::Ask`] (PROTOCOL.md, A1; for a leaving node also P3 and P4).
-    pub fn on_reply(
-        &mut self,
-        now: Instant,
-        from: &NodeId,
-        sender: (u64, Incarnation),
-        version: u32,
-        reply: &Reply,
-    ) {
+    /// What was offered to a member arrived, or was lost; so many bytes are under way no more.
+    pub fn on_arrived(&mut self, member: &NodeId, bytes: usize) {
+        if let Some(member) = self.outlook.index_of(member) {
+            self.offers.ended(member, bytes);
+        }
+    }
+
+    /// A member grants so many bytes of hand-over a second.
+    pub fn on_grant(&mut self, member: &NodeId, bytes_per_second: u64) {
+        if let Some(member) = self.outlook.index_of(member) {
+            self.offers.grant(member, bytes_per_second);
+        }
+    }
+
+    /// A holder answered an offer or a question about a trace, which had `version` then (P3, A1).
+    pub fn on_reply(&mut self, now: Instant, from: Replier<'_>, version: u32, reply: &Reply) {
         let Some(index) = self.table.find(reply.trace_id) else { return };
         let now_ms = self.ms(now);
-        let confirmed = reply.wanted.is_empty()
-            && sender.0 == self.view_hash()
-            && self.table.get(index).is_some_and(|trace| trace.version == version)
-            && self.is_owner_in(from, sender.1, index);
-        self.change(index, |trace| {
+        let member = self.outlook.index_of(from.id);
+        let is_present = |member| from.incarnation == self.outlook.member(member).1;
+        let confirms = reply.wanted.is_empty()
+            && from.view_hash == self.view_hash()
+            && member.is_some_and(is_present)
+            && self.table.get(index).is_some_and(|trace| trace.version == version);
+        self.change(index, now_ms, |trace| {
             trace.verdict = trace.verdict.max(reply.verdict);
             for &key in &reply.done {
                 trace.finish(key);
             }
             trace.free_done();
         });
-        let Some(trace) = self.table.get(index) else { return };
-        let wanted = |key, state| state != SpanState::Done && reply.wanted.contains(&key);
-        let chunks = if reply.wanted.is_empty() { Vec::new() } else { trace.chunks(wanted) };
-        if !chunks.is_empty() {
-            let due_in = Duration::from_millis(trace.due_ms.saturating_sub(now_ms));
-            let spans = attempt_of(reply.trace_id, chunks, reply.wanted.len() as u32);
-            self.effects.push(Effect::Give { target: from.clone(), spans, due_in });
-            // Whether it arrived is found out by asking again.
-        }
-        if confirmed && self.state == MemberState::Leaving && self.role_of(index) != Role::Owner {
-            self.forget(index);
-            return;
+        match member {
+            Some(member) if !reply.wanted.is_empty() => {
+                self.give(index, member, now_ms, &reply.wanted);
+            }
+            Some(member) => self.on_offered(index, member, confirms, now_ms),
+            None => {}
         }
         self.after_change(index, now_ms);
     }
 
-    fn is_owner_in(&self, node: &NodeId, incarnation: Incarnation, index: u32) -> bool {
-        let Some(trace) = self.table.get(index) else { return false };
-        let Some(holders) = self.placement.holders(trace.slot) else { return false };
-        let owner = &self.placement.view().members()[holders.owner as usize];
-        owner.id == *node && owner.incarnation == incarnation
-    }
-
+    /// A1: asks the owner what became of a trace.
     pub(super) fn ask(&mut self, index: u32, now_ms: u64) {
-        let holders = self.table.get(index).and_then(|trace| self.placement.holders(trace.slot));
-        if let Some(holders) = holders {
-            let target = self.placement.view().members()[holders.owner as usize].id.clone();
-            let Some(trace) = self.table.get_mut(index) else { return };
-            trace.asked = trace.asked.saturating_add(1);
-            let question = HoldTrace {
-                trace_id: trace_id_bytes(trace.id),
-                due_in_ms: milliseconds(Duration::from_millis(trace.due_ms.saturating_sub(now_ms))),
-                names: trace.keys_in(SpanState::Held).map(SpanKey::name).collect(),
-                done: trace.keys_in(SpanState::Done).map(SpanKey::name).collect(),
-                verdict: trace.verdict.into(),
-            };
-            let version = trace.version;
-            self.effects.push(Effect::Ask { target, trace: question, version });
-        }
         let Some(trace) = self.table.get_mut(index) else { return };
-        trace.asked = trace.asked.max(1);
+        trace.asked = trace.asked.saturating_add(1);
+        let owner = self.outlook.others(trace.slot)[0];
+        if let Some(owner) = owner {
+            self.send(index, owner, now_ms, |_, _| false);
+        }
         let at = self.next_look(index, now_ms);
-        self.wake_at(index, at);
+        self.wake_at(index, at.max(now_ms + to_ms(super::OFFER_AGAIN)));
     }
 }

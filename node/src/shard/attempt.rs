@@ -75,7 +75,8 @@ pub(crate) enum Result {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Destination {
     Sinks,
-    DeadLetters,
+    /// And why.
+    DeadLetters(&'static str),
 }
 
 /// An attempt between its first try and its end.
@@ -99,8 +100,8 @@ impl Trying {
         Self::new(attempt, Destination::Sinks, sinks, late)
     }
 
-    pub(crate) fn dead_letter(attempt: Arc<Attempt>) -> Self {
-        Self::new(attempt, Destination::DeadLetters, SinkSet::first(1), false)
+    pub(crate) fn dead_letter(attempt: Arc<Attempt>, why: &'static str) -> Self {
+        Self::new(attempt, Destination::DeadLetters(why), SinkSet::first(1), false)
     }
 
     fn new(attempt: Arc<Attempt>, destination: Destination, sinks: SinkSet, late: bool) -> Self {
@@ -121,7 +122,7 @@ impl Trying {
         let (attempt, number) = (Arc::clone(&self.attempt), self.number);
         match self.destination {
             Destination::Sinks => Effect::Export { attempt, number, sinks: self.flying },
-            Destination::DeadLetters => Effect::DeadLetter { attempt, number },
+            Destination::DeadLetters(why) => Effect::DeadLetter { attempt, number, why },
         }
     }
 
@@ -173,7 +174,7 @@ impl Trying {
 
     pub(crate) fn result(&self) -> Result {
         match (&self.destination, self.acknowledged) {
-            (Destination::DeadLetters, _) => Result::Poison,
+            (Destination::DeadLetters(_), _) => Result::Poison,
             (Destination::Sinks, true) => Result::Exported,
             (Destination::Sinks, false) => Result::Refused,
         }

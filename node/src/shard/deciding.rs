@@ -6,6 +6,7 @@
 //! no owner any more. At most one attempt of a trace at a time.
 
 use super::attempt::{Answer, Result, Trying};
+use super::placing::spans_of;
 use super::trace::{SpanState, Trace};
 use super::{Cause, Effect, Limits, Role, Shard};
 use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
@@ -16,7 +17,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracemesh_membership::Slot;
+
+/// A trace that was due in so many crashes is not opened any more.
+const CRASHES_MAX: u8 = 3;
 
 impl Shard {
     /// What one sink, or the dead-letter file, said to an attempt.
@@ -46,19 +49,10 @@ impl Shard {
             self.after_change(index, now_ms);
         } else if let Some(backoff_ms) = again {
             self.wake_at(index, now_ms + backoff_ms);
+            self.place(index, now_ms);
         } else {
             self.finish_attempt(index, now_ms);
         }
-    }
-
-    /// The replica, if any, publishes my view.
-    pub(super) fn is_calm(&self, slot: Slot) -> bool {
-        let Some(Some(replica)) = self.placement.holders(slot).map(|holders| holders.replica)
-        else {
-            return true;
-        };
-        let replica = &self.placement.view().members()[replica as usize].id;
-        self.published_views.get(replica) == Some(&self.view_hash())
     }
 
     pub(super) fn decide(&mut self, index: u32, now_ms: u64) {
@@ -70,12 +64,17 @@ impl Shard {
         // A trace that came when no sink answered may have grown beyond what one attempt can bear.
         let (chunks, span_count) = trace.begin_sending(spans_max, bytes_max);
         let attempt = attempt_of(trace.id, chunks, span_count);
-        let (known, taken_over) = (trace.verdict, trace.taken_over);
+        let (known, taken_over, crashes) = (trace.verdict, trace.taken_over, trace.crashes);
         let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
         if taken_over {
             self.tally.taken_over += u64::from(attempt.span_count);
         }
         let trace_id = attempt.trace_id;
+        if crashes >= CRASHES_MAX && known == Verdict::None {
+            tracing::error!(%trace_id, crashes, "trace was due in every one of these crashes");
+            self.bury(index, "its owners crashed");
+            return;
+        }
         let decider = &mut self.decide;
         let decided = catch_unwind(AssertUnwindSafe(|| {
             let verdict = if known == Verdict::None { decider.decide(&attempt) } else { known };
@@ -83,18 +82,18 @@ impl Shard {
         }));
         let Ok((verdict, processed)) = decided else {
             tracing::error!(%trace_id, "trace makes deciding panic");
-            self.bury(index);
+            self.bury(index, "deciding panicked");
             return;
         };
         if known == Verdict::None {
             self.tally.decided.push((cause, verdict, delay));
         }
-        self.change(index, |trace| {
+        self.change(index, now_ms, |trace| {
             trace.verdict = verdict;
             trace.taken_over = false;
         });
         if verdict == Verdict::SampledOut {
-            let count = self.change(index, |trace| {
+            let count = self.change(index, now_ms, |trace| {
                 let count = trace.turn(SpanState::Held, SpanState::Done)
                     + trace.turn(SpanState::Sending, SpanState::Done);
                 trace.free_done();
@@ -109,16 +108,14 @@ impl Shard {
     }
 
     /// Sends a trace to the dead letters as it is held.
-    fn bury(&mut self, index: u32) {
+    fn bury(&mut self, index: u32, why: &'static str) {
         let Some(trace) = self.table.get(index) else { return };
-        let chunks = trace.chunks(|_, state| state == SpanState::Sending);
-        let span_count = trace.keys_in(SpanState::Sending).count();
-        let raw = attempt_of(trace.id, chunks, u32::try_from(span_count).unwrap_or(u32::MAX));
-        self.begin(index, Trying::dead_letter(Arc::new(raw)));
+        let Some(raw) = spans_of(trace, |_, state| state == SpanState::Sending) else { return };
+        self.begin(index, Trying::dead_letter(Arc::new(raw), why));
     }
 
     fn cause(&self, trace: &Trace) -> Cause {
-        if self.is_last_to_leave() {
+        if self.outlook.is_last_to_leave() {
             Cause::Drain
         } else if trace.taken_over {
             Cause::Takeover
@@ -177,7 +174,7 @@ impl Shard {
     fn finish_attempt(&mut self, index: u32, now_ms: u64) {
         let trying = self.table.get_mut(index).and_then(|trace| trace.trying.take());
         let Some(trying) = trying else { return };
-        let count = self.change(index, |trace| {
+        let count = self.change(index, now_ms, |trace| {
             let count = trace.turn(SpanState::Sending, SpanState::Done);
             trace.free_done();
             count
@@ -200,22 +197,19 @@ impl Shard {
 
     fn tell_done(&mut self, index: u32) {
         let Some(trace) = self.table.get(index) else { return };
-        let Some(holders) = self.placement.holders(trace.slot) else { return };
         let done = DoneTrace {
             trace_id: trace_id_bytes(trace.id),
             verdict: trace.verdict.into(),
             sum: trace.done_sum(),
         };
-        for holder in std::iter::once(holders.owner).chain(holders.replica) {
-            if Some(holder) != self.my_index {
-                let target = self.placement.view().members()[holder as usize].id.clone();
-                self.effects.push(Effect::Done { target, done: done.clone() });
-            }
+        for holder in self.outlook.others(trace.slot).into_iter().flatten() {
+            let (target, _) = self.outlook.member(holder);
+            self.effects.push(Effect::Done { target, done: done.clone() });
         }
     }
 }
 
-pub(super) fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt {
+fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt {
     let bytes = chunks.iter().map(|chunk| chunk.spans.len()).sum();
     Attempt { trace_id, chunks, span_count, bytes }
 }

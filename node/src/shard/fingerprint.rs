@@ -72,27 +72,31 @@ impl Shard {
     /// Feeds `hasher` with all that the shard's future depends on.
     pub fn fingerprint(&self, now: Instant, hasher: &mut impl Hasher) {
         let now_ms = self.ms(now);
-        (self.view_hash(), self.state).hash(hasher);
-        for member in self.placement.view().members() {
-            (self.published_views.get(&member.id) == Some(&self.view_hash())).hash(hasher);
-        }
-        let mut traces: Vec<&Trace> = self.table.iter().map(|(_, trace)| trace).collect();
-        traces.sort_unstable_by_key(|trace| trace.id);
+        self.outlook.hash(hasher);
+        self.offers.granted().for_each(|granted| granted.hash(hasher));
+        let mut traces: Vec<(u32, &Trace)> = self.table.iter().collect();
+        traces.sort_unstable_by_key(|(_, trace)| trace.id);
         let mut instants = vec![now_ms];
-        for trace in traces.iter().filter(|trace| trace.held_count > 0) {
-            instants.extend(turning_points(trace).map(|at| at.max(now_ms)));
+        for &(index, trace) in &traces {
+            instants.extend(self.instants(index, trace).map(|at| at.max(now_ms)));
         }
         instants.sort_unstable();
         instants.dedup();
-        for trace in traces {
+        for (index, trace) in traces {
             hash_trace(trace, hasher);
-            if trace.held_count > 0 {
-                for at in turning_points(trace) {
-                    instants.binary_search(&at.max(now_ms)).hash(hasher);
-                }
+            self.offers.hash(index, hasher);
+            for at in self.instants(index, trace) {
+                instants.binary_search(&at.max(now_ms)).hash(hasher);
             }
         }
         self.stale_wakes().hash(hasher);
+    }
+
+    /// When what is to be done about a trace becomes another.
+    fn instants(&self, index: u32, trace: &Trace) -> impl Iterator<Item = u64> + use<> {
+        let held = trace.held_count > 0;
+        let points = held.then(|| turning_points(trace)).into_iter().flatten();
+        points.chain(trace.unplaced.then(|| self.offers.instants(index)).into_iter().flatten())
     }
 
     /// Moments in the queue at which nothing will be done, before the first that counts: passing
@@ -107,7 +111,7 @@ impl Shard {
     }
 }
 
-/// When what is to be done about a trace becomes another.
+/// When a trace is decided, asked about, decided although not calm, looked at.
 fn turning_points(trace: &Trace) -> [u64; 4] {
     let after_due = |wait: Duration| trace.due_ms.saturating_add(to_ms(wait));
     [trace.due_ms, after_due(ASK_AFTER), after_due(SETTLE_MAX), trace.wake_ms]
@@ -117,7 +121,7 @@ fn hash_trace(trace: &Trace, hasher: &mut impl Hasher) {
     let mut keys: Vec<_> = trace.keys().collect();
     keys.sort_unstable();
     (trace.id, keys, trace.verdict).hash(hasher);
-    (trace.rooted, trace.unplaced, trace.taken_over).hash(hasher);
+    (trace.rooted, trace.unplaced, trace.taken_over, trace.crashes).hash(hasher);
     trace.asked.min(ASKED_TOLD).hash(hasher);
     match &trace.trying {
         Some(trying) => trying.hash(hasher),

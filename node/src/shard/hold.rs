@@ -7,7 +7,7 @@ use super::{Before, Limits, Role, Shard, to_ms};
 use crate::cut::{Cut, span_key};
 use crate::frame::{HoldTrace, Origin, ReplyTrace, Verdict, trace_id_bytes};
 use crate::scan::ScannedSpan;
-use crate::shard::trace::{SpanKey, SpanState};
+use crate::shard::trace::{SpanKey, SpanState, Trace};
 use crate::spans::{Scope, TraceId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,10 @@ use tokio::time::Instant;
 pub struct HoldPart {
     /// Who it comes from.
     pub origin: Origin,
-    /// Another holder was routed around, or the sender's view is another than mine: somebody may
-    /// lack these spans.
-    pub unplaced: bool,
+    /// Another holder was routed around.
+    pub marked: bool,
+    /// The sender's view. Where it is another than the receiver's, somebody may lack these spans.
+    pub view_hash: u64,
     /// Until the traces are due.
     pub due_in: Duration,
 }
@@ -38,8 +39,11 @@ impl Shard {
             let Some(trace) = self.table.get(index) else { continue };
             let before = if new { Before::default() } else { Before::of(trace) };
             self.store(index, cut, number, &mut scopes, part);
-            self.set_due(index, now_ms, part);
-            self.account(index, before);
+            self.set_due(index, now_ms, part.due_in);
+            self.account(index, before, now_ms);
+            if part.marked || part.view_hash != self.view_hash() || self.is_stand_in(index) {
+                self.unplace(index, now_ms);
+            }
             self.after_change(index, now_ms);
         }
     }
@@ -93,21 +97,19 @@ impl Shard {
         }
     }
 
-    /// H1 and H3.
-    fn set_due(&mut self, index: u32, now_ms: u64, part: HoldPart) {
-        let role = self.role_of(index);
+    /// H1.
+    fn set_due(&mut self, index: u32, now_ms: u64, due_in: Duration) {
         let Limits { root_delay, spans_max, bytes_max, .. } = self.limits;
         let Some(trace) = self.table.get_mut(index) else { return };
-        trace.unplaced |= part.unplaced || role == Role::StandIn;
-        let due_in = if trace.rooted { part.due_in.min(root_delay) } else { part.due_in };
+        let due_in = if trace.rooted { due_in.min(root_delay) } else { due_in };
         trace.due_ms = trace.due_ms.min(now_ms + to_ms(due_in));
         if trace.held_count >= spans_max || trace.span_bytes() >= bytes_max {
             trace.due_ms = trace.due_ms.min(now_ms);
         }
     }
 
-    /// Compares what a sender names with what is here; says only what is worth saying. Names alone
-    /// may tell that another holder was routed around, too.
+    /// Takes in what a sender knows of a trace and compares it with what is here; says only what is
+    /// worth saying. Names alone may tell that another holder was routed around, too.
     pub fn on_names(
         &mut self,
         now: Instant,
@@ -116,39 +118,65 @@ impl Shard {
         part: HoldPart,
     ) -> Option<ReplyTrace> {
         let mut reply = ReplyTrace { trace_id: trace_id_bytes(trace_id), ..Default::default() };
-        let Some(index) = self.table.find(trace_id) else {
-            reply.wanted.clone_from(&named.names);
-            return (!reply.wanted.is_empty()).then_some(reply);
+        let index = match self.table.find(trace_id) {
+            Some(index) => index,
+            None if named.done.is_empty() => {
+                reply.wanted.clone_from(&named.names);
+                return (!reply.wanted.is_empty()).then_some(reply);
+            }
+            None => {
+                let key = self.hash_key.trace_key(&trace_id.0);
+                self.table.find_or_insert(trace_id, key, self.hash_key.slot(&trace_id.0)).0
+            }
         };
-        let now_ms = self.ms(now);
-        let due_ms = now_ms + u64::from(named.due_in_ms);
-        self.change(index, |trace| {
-            trace.unplaced |= part.unplaced;
-            trace.due_ms = trace.due_ms.min(due_ms);
-            trace.verdict = trace.verdict.max(named.verdict());
-            for &name in &named.done {
-                let key = SpanKey::new(name);
-                if trace.state(key).is_none() {
-                    trace.push(key, SpanState::Done);
-                } else if trace.state(key) == Some(SpanState::Held) {
-                    trace.finish(key);
-                }
-            }
-            trace.free_done();
-            for &name in &named.names {
-                match trace.state(SpanKey::new(name)) {
-                    None => reply.wanted.push(name),
-                    Some(SpanState::Done) => reply.done.push(name),
-                    Some(SpanState::Held | SpanState::Sending) => {}
-                }
-            }
-            reply.verdict = trace.verdict.into();
-        });
+        let Some(trace) = self.table.get_mut(index) else { return None };
+        let now_ms = to_ms(now - self.started);
+        let before = if trace.key_count() == 0 { Before::default() } else { Before::of(trace) };
+        learn(trace, named, now_ms);
+        compare(trace, named, &mut reply);
+        self.account(index, before, now_ms);
+        if part.marked {
+            self.unplace(index, now_ms);
+        }
         self.after_change(index, now_ms);
         let says_something =
             !reply.wanted.is_empty() || !reply.done.is_empty() || reply.verdict() != Verdict::None;
         says_something.then_some(reply)
     }
+
+    fn is_stand_in(&self, index: u32) -> bool {
+        self.role_of(index) == Role::StandIn
+    }
+}
+
+/// H1: takes in what a sender knows beyond spans.
+fn learn(trace: &mut Trace, named: &HoldTrace, now_ms: u64) {
+    trace.due_ms = trace.due_ms.min(now_ms + u64::from(named.due_in_ms));
+    trace.verdict = trace.verdict.max(named.verdict());
+    trace.crashes = trace.crashes.max(u8::try_from(named.crashes).unwrap_or(u8::MAX));
+    for &name in &named.done {
+        let key = SpanKey::new(name);
+        match trace.state(key) {
+            None => trace.push(key, SpanState::Done),
+            Some(SpanState::Held) => {
+                trace.finish(key);
+            }
+            Some(SpanState::Sending | SpanState::Done) => {}
+        }
+    }
+    trace.free_done();
+}
+
+/// Says what a sender's names mean here.
+fn compare(trace: &Trace, named: &HoldTrace, reply: &mut ReplyTrace) {
+    for &name in &named.names {
+        match trace.state(SpanKey::new(name)) {
+            None => reply.wanted.push(name),
+            Some(SpanState::Done) => reply.done.push(name),
+            Some(SpanState::Held | SpanState::Sending) => {}
+        }
+    }
+    reply.verdict = trace.verdict.into();
 }
 
 /// Consecutive spans of one scope that are not known yet.

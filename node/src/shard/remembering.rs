@@ -47,6 +47,7 @@ impl Shard {
     pub(super) fn forget(&mut self, index: u32) {
         let role = self.role_of(index);
         let Some(trace) = self.table.remove(index) else { return };
+        self.offers.remove(index);
         self.trace_bytes -= trace.cost_bytes();
         self.held[role as usize] -= u64::from(trace.held_count);
         self.held_traces -= u64::from(trace.held_count > 0);

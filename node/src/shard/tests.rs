@@ -12,7 +12,11 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
-use tracemesh_membership::{Incarnation, View, ViewMember, Weight};
+use tracemesh_membership::{
+    Incarnation, MemberIndex, MemberState, Placement, View, ViewMember, Weight,
+};
+
+mod placing;
 
 const KEY: HashKey = HashKey([7; 16]);
 const LIMITS: Limits = Limits {
@@ -36,6 +40,17 @@ fn member(id: &str, state: MemberState) -> ViewMember {
         zone: "".into(),
         state,
     }
+}
+
+/// The standing of `me` in a mesh in which everybody has this view and settled in it.
+fn settled(me: &str, placement: &Arc<Placement>, state: MemberState) -> Standing {
+    let hash = placement.view().hash();
+    let others = placement.view().members().iter().filter(|member| member.id.as_str() != me);
+    let peers = others.map(|member| {
+        let ViewMember { incarnation, state, .. } = member.clone();
+        (member.id.clone(), PeerStanding { incarnation, state, view_hash: hash, settled: hash })
+    });
+    Standing { placement: Arc::clone(placement), state, settled: hash, peers: peers.collect() }
 }
 
 fn placement(ids: &[&str]) -> Arc<Placement> {
@@ -85,8 +100,27 @@ fn key(number: u8) -> SpanKey {
     span_key(&KEY, [number; 8], 0)
 }
 
+/// What a Hold says that nobody marked.
+fn part(origin: Origin, view_hash: u64) -> HoldPart {
+    HoldPart { origin, marked: false, view_hash, due_in: LIMITS.age_max }
+}
+
+/// All that a node says of a trace that it names.
+fn named(trace: u8, names: &[u8], done: &[u8], verdict: Verdict) -> HoldTrace {
+    let keys = |numbers: &[u8]| numbers.iter().map(|&number| key(number).name()).collect();
+    HoldTrace {
+        trace_id: trace_id_bytes(id(trace)),
+        due_in_ms: 0,
+        names: keys(names),
+        done: keys(done),
+        verdict: verdict.into(),
+        crashes: 0,
+    }
+}
+
 /// A shard of node `me` and a clock.
 struct Rig {
+    me: NodeId,
     shard: Shard,
     now: Instant,
     placement: Arc<Placement>,
@@ -101,19 +135,23 @@ impl Rig {
         let now = Instant::now();
         let placement = placement(members);
         let sinks = SinkSet::first(1);
-        let shard = Shard::new(me.into(), KEY, LIMITS, sinks, decide, Arc::clone(&placement), now);
-        let mut rig = Self { shard, now, placement: Arc::clone(&placement) };
+        let standing = Standing::alone(Arc::default());
+        let shard = Shard::new(me.into(), KEY, LIMITS, sinks, decide, standing, now);
+        let mut rig = Self { me: me.into(), shard, now, placement: Arc::clone(&placement) };
         rig.view(placement, MemberState::Active);
         rig
     }
 
-    /// A new view that every member publishes.
+    /// A new view that every member publishes, and has settled in.
     fn view(&mut self, placement: Arc<Placement>, state: MemberState) {
-        let hash = placement.view().hash();
-        let members = placement.view().members();
-        let published = members.iter().map(|member| (member.id.clone(), hash)).collect();
-        self.placement = Arc::clone(&placement);
-        self.shard.on_view(self.now, placement, state, published);
+        let standing = settled(self.me.as_str(), &placement, state);
+        self.stand(standing);
+    }
+
+    fn stand(&mut self, standing: Standing) {
+        self.placement = Arc::clone(&standing.placement);
+        self.shard.on_view(self.now, standing);
+        self.check_sums();
     }
 
     fn hold(&mut self, spans: Vec<Span>) {
@@ -124,7 +162,7 @@ impl Rig {
         let request = request(spans);
         let cut = Cut::new(request.clone(), scan(&request).unwrap(), &KEY);
         let traces: Vec<u32> = (0..cut.slots().len() as u32).collect();
-        let part = HoldPart { origin, unplaced: false, due_in: LIMITS.age_max };
+        let part = part(origin, self.shard.view_hash());
         self.shard.on_hold(self.now, &cut, &traces, part);
         self.check_sums();
     }
@@ -149,6 +187,15 @@ impl Rig {
         self.shard.on_answer(self.now, id(trace), number, 0, answer);
         self.check_sums();
         self.shard.take_effects()
+    }
+
+    /// A member answers in its present life, by the view that this node has.
+    fn reply(&mut self, from: &str, version: u32, reply: &Reply) {
+        let (id, view_hash) = (from.into(), self.shard.view_hash());
+        let incarnation = Incarnation { generation: 1, epoch: 0 };
+        let replier = Replier { id: &id, incarnation, view_hash };
+        self.shard.on_reply(self.now, replier, version, reply);
+        self.check_sums();
     }
 
     fn held(&self, trace: u8) -> Option<u32> {
@@ -255,20 +302,20 @@ fn replica_that_hears_nothing_asks_and_gives_what_the_owner_wants() {
     let trace = trace_of(&rig.placement, "a", Some("b"));
     rig.hold(vec![root(trace, 1), child(trace, 2)]);
     let effects = rig.pass(seconds(11));
-    let [Effect::Ask { target, trace: asked, version }] = &effects[..] else {
+    let [Effect::Offer { target, trace: asked, spans: None, version, .. }] = &effects[..] else {
         panic!("expected one question, not {effects:?}");
     };
     assert_eq!((target.as_str(), asked.names.len()), ("a", 2));
+    rig.shard.on_grant(target, 1 << 20);
     let reply = Reply {
         trace_id: id(trace),
         wanted: vec![key(2)],
         done: vec![key(1)],
         verdict: Verdict::Keep,
     };
-    let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
-    rig.shard.on_reply(rig.now, target, sender, *version, &reply);
+    rig.reply(target.as_str(), *version, &reply);
     let effects = rig.shard.take_effects();
-    let [Effect::Give { spans, .. }] = &effects[..] else {
+    let [Effect::Offer { spans: Some(spans), .. }] = &effects[..] else {
         panic!("expected the wanted span, not {effects:?}");
     };
     assert_eq!(spans.chunks.iter().flat_map(Chunk::framed_spans).count(), 1);
@@ -303,8 +350,9 @@ fn replica_decides_when_the_view_makes_it_owner() {
 fn owner_waits_for_calm_but_not_for_ever() {
     let mut rig = Rig::new("a", &["a", "b"]);
     let trace = trace_of(&rig.placement, "a", Some("b"));
-    let stale = BTreeMap::from([("b".into(), 1)]);
-    rig.shard.on_view(rig.now, Arc::clone(&rig.placement), MemberState::Active, stale);
+    let mut standing = settled("a", &rig.placement, MemberState::Active);
+    standing.peers.values_mut().for_each(|peer| (peer.view_hash, peer.settled) = (1, 1));
+    rig.stand(standing);
     rig.hold(vec![root(trace, 1)]);
     assert!(rig.pass(seconds(15)).is_empty());
     export(&rig.pass(seconds(1)));
@@ -385,19 +433,6 @@ fn trace_that_grew_too_large_goes_out_in_attempts_of_bounded_size() {
     assert_eq!((rig.held(1), rig.shard.take_tally().exported), (Some(0), 2401));
 }
 
-#[test]
-fn former_owner_gives_up_its_attempt_and_asks() {
-    let mut rig = Rig::new("b", &["b"]);
-    let joined = placement(&["a", "b"]);
-    let trace = trace_of(&joined, "a", Some("b"));
-    rig.hold(vec![root(trace, 1)]);
-    let (_, number) = export(&rig.pass(seconds(6)));
-    rig.view(joined, MemberState::Active);
-    rig.answer(trace, number, Answer::Again { after: None });
-    let effects = rig.pass(seconds(10));
-    assert!(matches!(&effects[..], [Effect::Ask { .. }]), "{effects:?}");
-}
-
 struct Panics;
 
 impl Decide for Panics {
@@ -416,7 +451,7 @@ fn trace_that_makes_deciding_panic_costs_that_trace_only() {
     let mut rig = Rig::deciding("a", &["a"], Box::new(Panics));
     rig.hold(vec![root(13, 1), root(14, 1)]);
     let effects = rig.pass(seconds(6));
-    let [Effect::DeadLetter { attempt, number }] = &effects[..] else {
+    let [Effect::DeadLetter { attempt, number, .. }] = &effects[..] else {
         panic!("expected one dead letter, not {effects:?}");
     };
     assert_eq!((attempt.trace_id, attempt.span_count), (id(13), 1));
@@ -474,43 +509,14 @@ fn last_node_to_leave_decides_at_once() {
 }
 
 #[test]
-fn leaving_node_forgets_only_what_the_present_owner_confirmed() {
-    let mut rig = Rig::new("a", &["a", "b"]);
-    let trace = trace_of(&rig.placement, "a", Some("b"));
-    rig.hold(vec![root(trace, 1)]);
-    rig.view(placement(&["b"]), MemberState::Leaving);
-    let effects = rig.pass(Duration::ZERO);
-    let [Effect::Ask { target, version, .. }] = &effects[..] else { panic!("{effects:?}") };
-    let view = rig.shard.view_hash();
-    let present = Incarnation { generation: 1, epoch: 0 };
-    let former = Incarnation { generation: 0, epoch: 9 };
-    let all_held = Reply::new(id(trace), None);
-    let mut reply = |sender, version| {
-        rig.shard.on_reply(rig.now, target, sender, version, &all_held);
-        rig.held(trace)
-    };
-    assert_eq!(reply((view + 1, present), *version), Some(1), "another view");
-    assert_eq!(reply((view, former), *version), Some(1), "another incarnation");
-    assert_eq!(reply((view, present), version + 1), Some(1), "another version");
-    assert_eq!(reply((view, present), *version), None);
-    rig.check_sums();
-}
-
-#[test]
 fn names_are_compared_with_what_is_held_and_done() {
     let mut rig = Rig::new("a", &["a"]);
     rig.hold(vec![root(1, 1)]);
     let (_, number) = export(&rig.pass(seconds(6)));
     rig.answer(1, number, Answer::Acknowledged);
     rig.hold(vec![child(1, 2)]);
-    let named = HoldTrace {
-        trace_id: trace_id_bytes(id(1)),
-        due_in_ms: 0,
-        names: vec![key(1).name(), key(2).name(), key(3).name()],
-        done: Vec::new(),
-        verdict: Verdict::None.into(),
-    };
-    let part = HoldPart { origin: Origin::Placing, unplaced: false, due_in: Duration::ZERO };
+    let named = named(1, &[1, 2, 3], &[], Verdict::None);
+    let part = part(Origin::Placing, rig.shard.view_hash());
     let reply = rig.shard.on_names(rig.now, id(1), &named, part).unwrap();
     assert_eq!((reply.wanted, reply.done), (vec![key(3).name()], vec![key(1).name()]));
     let unknown = rig.shard.on_names(rig.now, id(2), &named, part).unwrap();
@@ -530,11 +536,10 @@ fn attempt_whose_spans_became_done_elsewhere_does_not_hold_up_later_ones() {
             done: vec![key(1)],
             verdict: Verdict::None,
         };
-        let sender = (rig.shard.view_hash(), Incarnation { generation: 1, epoch: 0 });
         if answered_first {
             rig.answer(1, number, Answer::Unanswered);
         }
-        rig.shard.on_reply(rig.now, &"b".into(), sender, 0, &reply);
+        rig.reply("b", 0, &reply);
         if !answered_first {
             rig.answer(1, number, Answer::Unanswered);
         }
@@ -549,16 +554,10 @@ fn names_that_are_marked_make_what_is_held_unplaced() {
     let mut rig = Rig::new("a", &["a", "b"]);
     let trace = trace_of(&rig.placement, "a", Some("b"));
     rig.hold(vec![root(trace, 1)]);
-    let named = HoldTrace {
-        trace_id: trace_id_bytes(id(trace)),
-        due_in_ms: 30_000,
-        names: vec![key(1).name()],
-        done: Vec::new(),
-        verdict: Verdict::None.into(),
-    };
-    let mut part = HoldPart { origin: Origin::Entry, unplaced: false, due_in: LIMITS.age_max };
+    let named = named(trace, &[1], &[], Verdict::None);
+    let mut part = part(Origin::Entry, rig.shard.view_hash());
     for marked in [false, true] {
-        part.unplaced = marked;
+        part.marked = marked;
         assert_eq!(rig.shard.on_names(rig.now, id(trace), &named, part), None);
         let known = rig.shard.known(id(trace), &[key(1).name()]).unwrap();
         assert_eq!((known.held, known.unplaced), (1, marked));
@@ -570,14 +569,8 @@ fn span_said_to_be_done_elsewhere_is_done_here() {
     let mut rig = Rig::new("b", &["a", "b"]);
     let trace = trace_of(&rig.placement, "a", Some("b"));
     rig.hold(vec![root(trace, 1), child(trace, 2)]);
-    let named = HoldTrace {
-        trace_id: trace_id_bytes(id(trace)),
-        due_in_ms: 0,
-        names: Vec::new(),
-        done: vec![key(1).name(), key(9).name()],
-        verdict: Verdict::Keep.into(),
-    };
-    let part = HoldPart { origin: Origin::Placing, unplaced: false, due_in: Duration::ZERO };
+    let named = named(trace, &[], &[1, 9], Verdict::Keep);
+    let part = part(Origin::Placing, rig.shard.view_hash());
     rig.shard.on_names(rig.now, id(trace), &named, part);
     rig.check_sums();
     assert_eq!(rig.held(trace), Some(1));

@@ -94,8 +94,10 @@ pub(crate) struct Trace {
     pub(crate) verdict: Verdict,
     /// A root span came: the trace is due `root_delay` after it.
     pub(crate) rooted: bool,
-    /// Another holder may lack something (PROTOCOL.md, H3).
+    /// Another holder may lack something (PROTOCOL.md, P1 and H3).
     pub(crate) unplaced: bool,
+    /// How often its owner vanished while it was due.
+    pub(crate) crashes: u8,
     /// It became mine to decide by a view change, after it was due.
     pub(crate) taken_over: bool,
     /// How often the owner was asked since something last changed.
@@ -126,6 +128,7 @@ impl Trace {
             verdict: Verdict::None,
             rooted: false,
             unplaced: false,
+            crashes: 0,
             taken_over: false,
             asked: 0,
             version: 0,
@@ -297,10 +300,17 @@ impl Trace {
         (chunks, span_count)
     }
 
-    /// The bytes of all spans for which `wanted` says so, sharing the chunks that are wanted whole.
-    pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> Vec<Chunk> {
-        let chunk = |at| Some(self.chunk(at, &wanted)?.0);
-        (0..self.stored.len()).filter_map(chunk).collect()
+    /// The bytes of all spans for which `wanted` says so, sharing the chunks that are wanted whole,
+    /// and how many they are.
+    pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> (Vec<Chunk>, u32) {
+        let mut span_count = 0;
+        let chunk = |at| {
+            let (chunk, count) = self.chunk(at, &wanted)?;
+            span_count += count;
+            Some(chunk)
+        };
+        let chunks = (0..self.stored.len()).filter_map(chunk).collect();
+        (chunks, span_count)
     }
 
     /// The wanted spans of one chunk, and how many they are; none when none is wanted.
@@ -381,8 +391,8 @@ mod tests {
     #[test]
     fn only_wanted_spans_of_a_chunk_are_given() {
         let trace = trace_of(1..4);
-        let chunks = trace.chunks(|key, _| key == SpanKey::new(8));
-        assert_eq!(chunks.len(), 1);
+        let (chunks, count) = trace.chunks(|key, _| key == SpanKey::new(8));
+        assert_eq!((chunks.len(), count), (1, 1));
         assert_eq!(chunks[0].spans.as_ref(), [0x12, 1, 2]);
     }
 

@@ -26,7 +26,7 @@ const FRAMING_BYTES_MAX: usize = 1 + 5;
 /// What is left of a request while attempts are gathered for it.
 ///
 /// It reckons with the longest framing, so what fits here fits when encoded.
-pub(super) struct Room {
+pub(crate) struct Room {
     bytes: usize,
     bytes_max: usize,
     scopes: BTreeSet<usize>,
@@ -34,13 +34,13 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Self { bytes: 0, bytes_max, scopes: BTreeSet::new(), resources: BTreeSet::new() }
     }
 
     /// Takes the room of an attempt. False when the request is over its size with it: then it is
     /// closed, and the attempt belongs into the next.
-    pub(super) fn take(&mut self, attempt: &Attempt) -> bool {
+    pub(crate) fn take(&mut self, attempt: &Attempt) -> bool {
         attempt.chunks.iter().all(|chunk| self.take_spans(&chunk.scope, chunk.spans.len()))
     }
 

@@ -1,22 +1,11 @@
-//! The promises of PROTOCOL.md as far as the landed rules keep them, and what excuses what.
+//! The promises of PROTOCOL.md, and what excuses what.
 //!
-//! [`LICENCES`] is the one list of excuses. Some are the protocol's own and stay, also where no
-//! walk needs them yet. The others stand there only until placing exists (rules P1 to P5 and calm
-//! by settled views): whoever builds it removes them, and the walks say what is still missing; an
-//! excuse that is withheld shows the first walk that needs it. What holds without any excuse (E4,
-//! D1, H3, the giving up of copies) is checked where it happens, in `requests` and `holding`.
+//! [`LICENCES`] is the one list of excuses, and all are the protocol's own; an excuse that is
+//! withheld shows the first walk that needs it. What holds without any excuse (E4, D1, H3, the
+//! giving up of copies) is checked where it happens, in `requests` and `holding`.
 
 use super::witness::{Facts, Invariant, Violation};
 use super::world::World;
-
-/// How long an excuse lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// The protocol says so.
-    Always,
-    /// Until placing exists.
-    Placing,
-}
 
 /// All of `facts` together excuse a breach of `invariant`.
 #[derive(Clone, Copy, Debug)]
@@ -25,113 +14,66 @@ pub struct Licence {
     pub invariant: Invariant,
     /// When.
     pub facts: Facts,
-    /// For how long.
-    pub until: Until,
     /// Why.
     pub reason: &'static str,
 }
 
-const fn licence(invariant: Invariant, facts: u32, until: Until, reason: &'static str) -> Licence {
-    Licence { invariant, facts: Facts(facts), until, reason }
+const fn licence(invariant: Invariant, facts: u32, reason: &'static str) -> Licence {
+    Licence { invariant, facts: Facts(facts), reason }
 }
 
 use Invariant::{Counters, ExportedOnce, NothingLost, OneVerdict, Together};
-use Until::{Always, Placing};
 
 /// All excuses.
 pub const LICENCES: &[Licence] = &[
-    licence(NothingLost, Facts::CRASHED_TWICE.0, Placing, "no copy is made after a crash"),
     licence(
         NothingLost,
-        Facts::CRASHED.0 | Facts::LEFT.0,
-        Placing,
-        "who leaves hands to the owner only, which may be the one that crashes",
+        Facts::CRASHED_UNHEALED.0,
+        "a second crash before what the first one cost was placed again",
     ),
-    licence(ExportedOnce, Facts::UNANSWERED.0, Always, "(a) an attempt got no answer"),
-    licence(
-        ExportedOnce,
-        Facts::CRASHED_UNTOLD.0,
-        Always,
-        "(b) crash before a Done, (c) unsettled",
-    ),
+    licence(ExportedOnce, Facts::UNANSWERED.0, "(a) an attempt got no answer"),
+    licence(ExportedOnce, Facts::CRASHED_UNTOLD.0, "(b) crash before a Done, (c) unsettled"),
     licence(
         ExportedOnce,
         Facts::DONE_LOST.0 | Facts::CRASHED.0,
-        Always,
         "(b) crash after a Done that did not arrive",
     ),
     licence(
         ExportedOnce,
         Facts::DONE_UNLIKE.0 | Facts::CRASHED.0,
-        Always,
         "(b) crash after a Done that did not cover the replica's spans",
     ),
-    licence(
-        ExportedOnce,
-        Facts::DONE_LOST.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(
-        ExportedOnce,
-        Facts::DONE_UNLIKE.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(ExportedOnce, Facts::SUSPECTED.0, Always, "(d) a live node was dropped from a view"),
-    licence(ExportedOnce, Facts::UNCALM.0, Always, "(e) SETTLE_MAX ran out"),
-    licence(ExportedOnce, Facts::LAST_LEFT.0, Always, "(f) the last active node left"),
-    licence(ExportedOnce, Facts::JOINED.0, Placing, "what is remembered is not handed over"),
-    licence(ExportedOnce, Facts::CHANGED_TWICE.0, Placing, "what is remembered is not handed over"),
-    licence(ExportedOnce, Facts::CHANGED_UNTOLD.0, Placing, "calm does not wait for attempts"),
-    licence(Together, Facts::UNANSWERED.0, Always, "as for exported once"),
-    licence(Together, Facts::CRASHED_UNTOLD.0, Always, "as for exported once"),
-    licence(Together, Facts::SUSPECTED.0, Always, "as for exported once"),
-    licence(Together, Facts::UNCALM.0, Always, "as for exported once"),
-    licence(Together, Facts::LAST_LEFT.0, Always, "as for exported once"),
-    licence(Together, Facts::REROUTED.0, Always, "a batch was routed around a holder"),
-    licence(Together, Facts::LOSSY.0, Always, "frames were lost or came twice"),
-    licence(Together, Facts::CHANGED_TWICE.0, Placing, "what is remembered is not handed over"),
-    licence(Together, Facts::LEFT.0, Placing, "the new owner does not wait for what is offered"),
-    licence(Together, Facts::JOINED.0, Placing, "the new owner does not wait for what is offered"),
-    licence(OneVerdict, Facts::SUSPECTED.0, Always, "I2 (d)"),
-    licence(OneVerdict, Facts::UNCALM.0, Always, "I2 (e)"),
-    licence(OneVerdict, Facts::LAST_LEFT.0, Always, "I2 (f)"),
-    licence(OneVerdict, Facts::CRASHED_UNTOLD.0, Always, "a node died with an untold verdict"),
+    licence(ExportedOnce, Facts::SUSPECTED.0, "(d) a live node was dropped from a view"),
+    licence(ExportedOnce, Facts::UNCALM.0, "(e) SETTLE_MAX ran out"),
+    licence(ExportedOnce, Facts::LAST_LEFT.0, "(f) the last active node left"),
+    licence(Together, Facts::UNANSWERED.0, "as for exported once"),
+    licence(Together, Facts::CRASHED_UNTOLD.0, "as for exported once"),
+    licence(Together, Facts::SUSPECTED.0, "as for exported once"),
+    licence(Together, Facts::UNCALM.0, "as for exported once"),
+    licence(Together, Facts::LAST_LEFT.0, "as for exported once"),
+    licence(Together, Facts::REROUTED.0, "a batch was routed around a holder"),
+    licence(Together, Facts::LOSSY.0, "frames were lost or came twice"),
+    licence(OneVerdict, Facts::SUSPECTED.0, "I2 (d)"),
+    licence(OneVerdict, Facts::UNCALM.0, "I2 (e)"),
+    licence(OneVerdict, Facts::LAST_LEFT.0, "I2 (f)"),
+    licence(OneVerdict, Facts::CRASHED_UNTOLD.0, "a node died with an untold verdict"),
     licence(
         OneVerdict,
         Facts::DONE_LOST.0 | Facts::CRASHED.0,
-        Always,
         "a node died with a verdict of which the news was lost",
     ),
     licence(
         OneVerdict,
         Facts::DONE_UNLIKE.0 | Facts::CRASHED.0,
-        Always,
         "a node died with a verdict that came before the spans",
     ),
-    licence(
-        OneVerdict,
-        Facts::DONE_LOST.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(
-        OneVerdict,
-        Facts::DONE_UNLIKE.0 | Facts::LEFT.0,
-        Placing,
-        "what is remembered is not handed over",
-    ),
-    licence(OneVerdict, Facts::JOINED.0, Placing, "what is remembered is not handed over"),
-    licence(OneVerdict, Facts::CHANGED_TWICE.0, Placing, "what is remembered is not handed over"),
-    licence(OneVerdict, Facts::CHANGED_UNTOLD.0, Placing, "calm does not wait for attempts"),
-    licence(Counters, Facts::REROUTED.0, Always, "counted as rerouted or unacknowledged"),
-    licence(Counters, Facts::LOSSY.0, Always, "what comes twice is counted as redelivered"),
-    licence(Counters, Facts::SUSPECTED.0, Always, "views were not stable"),
-    licence(Counters, Facts::CRASHED.0, Always, "views were not stable"),
-    licence(Counters, Facts::LEFT.0, Always, "views were not stable"),
-    licence(Counters, Facts::JOINED.0, Always, "views were not stable"),
-    licence(Counters, Facts::STOOD_STILL.0, Always, "views were not stable"),
+    licence(Counters, Facts::REROUTED.0, "counted as rerouted or unacknowledged"),
+    licence(Counters, Facts::LOSSY.0, "what comes twice is counted as redelivered"),
+    licence(Counters, Facts::SUSPECTED.0, "views were not stable"),
+    licence(Counters, Facts::CRASHED.0, "views were not stable"),
+    licence(Counters, Facts::LEFT.0, "views were not stable"),
+    licence(Counters, Facts::JOINED.0, "views were not stable"),
+    licence(Counters, Facts::STOOD_STILL.0, "views were not stable"),
 ];
 
 /// Whether these facts excuse a breach, when one of the excuses is withheld.

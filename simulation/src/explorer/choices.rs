@@ -9,6 +9,7 @@ use super::message::{Kind, Message};
 use super::node::Life;
 use super::world::{Action, SinkSays, World};
 use tracemesh::reach::Routing;
+use tracemesh::shard::Known;
 use tracemesh_membership::MemberState;
 
 /// One thing that could happen.
@@ -183,11 +184,11 @@ impl World {
         })
     }
 
-    /// M4, as far as it is built: nothing held, no attempt, no open request.
+    /// M4: nothing held, nothing unplaced, no attempt, no open request.
     fn has_nothing_left(&self, number: usize) -> bool {
-        let holds = self.nodes[number].known.iter().any(|known| known.held != 0);
+        let is_left = |known: &Known| known.held != 0 || known.unplaced;
         let mut open = self.requests.iter().flatten();
-        !holds && !open.any(|open| open.entry == number)
+        !self.nodes[number].known.iter().any(is_left) && !open.any(|open| open.entry == number)
     }
 }
 

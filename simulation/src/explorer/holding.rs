@@ -10,13 +10,26 @@ use super::setting::HASH_KEY;
 use super::witness::{Facts, Invariant};
 use super::world::{SinkSays, World};
 use std::sync::Arc;
-use tracemesh::assemble::outgoing::{self, Gifts, Outgoing};
+use tracemesh::assemble::outgoing::{self, Outgoing};
 use tracemesh::assemble::part::{self, PartReply};
 use tracemesh::cut::Cut;
 use tracemesh::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Verdict};
 use tracemesh::scan::scan_trusted;
 use tracemesh::shard::{Answer, HoldPart, SETTLE_MAX};
 use tracemesh::spans::TraceId;
+use tracemesh_membership::{Incarnation, NodeId, Placement, Slot};
+
+/// The holders of a slot, as (id, incarnation).
+fn names(placement: &Placement, slot: Slot) -> Vec<(NodeId, Incarnation)> {
+    let holders = placement.holders(slot).into_iter();
+    let indexes = holders.flat_map(|holders| [Some(holders.owner), holders.replica]).flatten();
+    let members = indexes.map(|index| &placement.view().members()[usize::from(index)]);
+    members.map(|member| (member.id.clone(), member.incarnation)).collect()
+}
+
+/// What every node grants every other: more than a world can hold, so that allowances decide
+/// nothing.
+const GRANT: u64 = 1 << 50;
 
 /// What a node's shards were just told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +92,10 @@ impl World {
 
     fn on_hold(&mut self, from: usize, to: usize, hold: &Hold, about: About, content: u64) {
         let sender = self.nodes[to].sender();
-        let mut hold_part = part::hold_part(hold, sender.view_hash);
-        let is_foreign = !hold.request.is_empty() && hold.sender.view_hash != sender.view_hash;
+        let mut hold_part = part::hold_part(hold);
         match self.plan.setting.bug {
-            Some(Bug::NoMark) => hold_part.unplaced = is_foreign,
-            Some(Bug::NoForeignMark) => hold_part.unplaced = hold.marked,
+            Some(Bug::NoMark) => hold_part.marked = false,
+            Some(Bug::NoForeignMark) => hold_part.view_hash = sender.view_hash,
             _ => {}
         }
         let scan = scan_trusted(&hold.request).expect("the frames of a world are valid");
@@ -99,12 +111,14 @@ impl World {
             let id = self.plan.traces[trace].id;
             let came = cut.scan().traces.iter().any(|traced| traced.id == id);
             let is_named = hold.traces.iter().any(|named| named.trace_id[..] == id.0);
+            let known = self.keeper(to, trace).map(|keeper| keeper.placement.view().hash());
+            let is_foreign = known != Some(hold.sender.view_hash);
             let is_stray = came && (is_foreign || !self.is_holder(to, trace));
             if is_stray || (hold.marked && (came || is_named)) {
                 self.check_unplaced(to, trace);
             }
         }
-        let reply = reply.into_reply(self.nodes[to].sender());
+        let reply = reply.into_reply(self.nodes[to].sender(), GRANT);
         let asker = &self.nodes[from];
         let is_heard = about != About::Nobody
             && asker.exists()
@@ -149,7 +163,7 @@ impl World {
             let node = &mut self.nodes[number];
             let shard = &mut node.keepers[shard].shard;
             let version = shard.version(id).filter(|_| stale).unwrap_or(version);
-            outgoing::on_reply(shard, node.now, plan.id(from), &[(id, version)], &reply);
+            outgoing::on_reply(shard, 1, node.now, plan.id(from), &[(id, version)], &reply);
         }
         self.after(number, Cause::Reply);
     }
@@ -245,11 +259,11 @@ impl World {
         for keeper in 0..self.nodes[number].keepers.len() {
             let effects = self.nodes[number].keepers[keeper].shard.take_effects();
             if !effects.is_empty() {
-                let outgoing =
-                    Outgoing::new(effects, self.nodes[number].sender(), &mut Gifts::default());
+                let outgoing = Outgoing::new(effects, self.nodes[number].sender());
                 self.send_out(number, outgoing);
             }
         }
+        self.settle(number);
     }
 
     fn send_out(&mut self, number: usize, outgoing: Outgoing) {
@@ -262,6 +276,9 @@ impl World {
                 let export = Export { trace, spans, sink, number: try_number, generation };
                 self.push(Message::new(number, number, Body::Export(export)));
             }
+        }
+        for (attempt, try_number, _) in outgoing.dead_letters {
+            self.bury(number, attempt.trace_id, try_number);
         }
         for (target, done) in outgoing.done {
             if !self.has(Bug::NoDone) {
@@ -280,13 +297,25 @@ impl World {
                 let mut sender = self.nodes[number].sender();
                 sender.generation = member.incarnation.generation;
                 sender.epoch = member.incarnation.epoch;
-                let reply = HoldReply { sender, full: false, traces: Vec::new() };
+                let reply = HoldReply { sender, grant: GRANT, ..HoldReply::default() };
                 self.on_placed(number, target, &placing.asked, &reply);
             }
             let about = About::Placing(placing.asked.into());
             let body = Body::Hold(Arc::new(placing.hold), about);
             self.push_once(Message::new(number, target, body));
         }
+    }
+
+    /// A dead letter is written at once; its spans are finished.
+    fn bury(&mut self, number: usize, id: TraceId, try_number: u32) {
+        let Some(trace) = self.plan.trace(id) else { return };
+        let spans = self.nodes[number].known[trace].sending;
+        for sink in 0..self.plan.setting.sinks {
+            self.witness.refused[sink as usize][trace] |= spans;
+        }
+        self.witness.trace_facts[trace] |= Facts::UNANSWERED;
+        let export = Export { trace, spans, sink: 0, number: try_number, generation: 0 };
+        self.on_answer(number, export, Answer::Refused);
     }
 
     /// What changed at a node, as the witness sees it.
@@ -325,8 +354,9 @@ impl World {
         }
     }
 
-    /// D1, seen from outside: the node is the owner in the view that its shard was told, and the
-    /// replica published the same view, or the waiting was counted as over.
+    /// D1, seen from outside: the node is the owner in the view that its shard was told, and all
+    /// members settled in that view, or it has the holders of when all last did and the replica
+    /// published that view, or the waiting was counted as over.
     fn check_decided(&mut self, number: usize, trace: usize, uncalm: bool) {
         let Some(keeper) = self.keeper(number, trace) else { return };
         let placement = &keeper.placement;
@@ -336,7 +366,11 @@ impl World {
         let is_owner = holders.is_some_and(|holders| member(holders.owner) == number);
         let replica = holders.and_then(|holders| holders.replica).map(member);
         let view_hash = placement.view().hash();
-        let is_calm = replica.is_none_or(|replica| keeper.published[replica] == Some(view_hash));
+        let published = |peer: usize| keeper.rumours[peer].map(|rumour| rumour.view_hash);
+        let replica_agrees = replica.is_none_or(|replica| published(replica) == Some(view_hash));
+        let slot = self.plan.traces[trace].slot;
+        let same_holders = names(&keeper.settled_in, slot) == names(placement, slot);
+        let is_calm = keeper.all_settled() || (replica_agrees && same_holders);
         if !is_owner {
             let what = format!("node {number} decides trace {trace} and is not its owner");
             self.violate(Invariant::Decided, what);
@@ -355,10 +389,12 @@ impl World {
     }
 
     /// E3 and H3, seen from outside: a node that holds something which another holder may lack
-    /// knows it.
+    /// knows it, if there is another one in its view.
     pub(super) fn check_unplaced(&mut self, number: usize, trace: usize) {
         let known = self.nodes[number].known[trace];
-        if known.held != 0 && !known.unplaced {
+        let view = self.nodes[number].placement.view();
+        let others = view.members().iter().any(|member| member.id != *self.plan.id(number));
+        if known.held != 0 && !known.unplaced && others {
             let what = format!("node {number} believes that trace {trace} is held elsewhere");
             self.violate(Invariant::Unplaced, what);
         }

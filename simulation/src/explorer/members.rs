@@ -4,12 +4,12 @@
 //! requests hear of it at once, its shards too unless the setting lets them lag.
 
 use super::bugs::Bug;
-use super::node::Life;
+use super::node::{Keeper, Life, Rumour};
 use super::setting::NODES_MAX;
 use super::witness::Facts;
 use super::world::World;
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use tracemesh::shard::{PeerStanding, Standing};
 use tracemesh_membership::{MemberState, NodeId};
 
 impl World {
@@ -31,13 +31,12 @@ impl World {
 
     pub(super) fn crash(&mut self, node: usize) {
         self.budget.crash = self.budget.crash.saturating_sub(1);
-        let settled = self.is_settled();
-        for trace in 0..self.plan.traces.len() {
-            if self.is_untold(node, trace) || !settled {
-                self.witness.trace_facts[trace] |= Facts::CRASHED_UNTOLD;
-            }
+        self.note_untold(node);
+        self.witness.facts |= Facts::CRASHED;
+        if self.witness.unhealed {
+            self.witness.facts |= Facts::CRASHED_UNHEALED;
         }
-        self.witness.on_change(Facts::CRASHED);
+        self.witness.unhealed = true;
         self.end(node, Life::Down);
     }
 
@@ -49,16 +48,14 @@ impl World {
     }
 
     pub(super) fn activate(&mut self, node: usize) {
-        self.note_untold();
-        self.witness.on_change(Facts::JOINED);
+        self.witness.facts |= Facts::JOINED;
         self.nodes[node].state = MemberState::Active;
         self.renew_view(node);
     }
 
     pub(super) fn leave(&mut self, node: usize) {
         self.budget.leave = self.budget.leave.saturating_sub(1);
-        self.note_untold();
-        self.witness.on_change(Facts::LEFT);
+        self.witness.facts |= Facts::LEFT;
         self.nodes[node].state = MemberState::Leaving;
         self.renew_view(node);
     }
@@ -69,6 +66,7 @@ impl World {
 
     pub(super) fn pause(&mut self, node: usize) {
         self.budget.pause = self.budget.pause.saturating_sub(1);
+        self.note_untold(node);
         self.witness.facts |= Facts::STOOD_STILL;
         self.nodes[node].life = Life::Still;
     }
@@ -101,7 +99,9 @@ impl World {
         let changed = company != self.nodes[node].company;
         if changed {
             self.nodes[node].company = company;
-            self.nodes[node].placement = self.plan.atlas.placement(&company);
+            let placement = self.plan.atlas.placement(&company);
+            self.nodes[node].open_requests.on_view(placement.view().hash());
+            self.nodes[node].placement = placement;
         }
         let Self { nodes, plan, .. } = self;
         let rumours = nodes[node].rumours;
@@ -119,37 +119,59 @@ impl World {
         }
     }
 
-    /// Tells a shard its node's view.
+    /// Tells a shard its node's view, and what its node knows of the others.
     pub(super) fn take_view(&mut self, number: usize, shard: usize) {
         let plan = Arc::clone(&self.plan);
-        let tampered = match plan.setting.bug {
-            Some(Bug::DecideAsNoOwner) => {
-                let mut alone = [None; NODES_MAX];
-                alone[number] = Some((self.nodes[number].incarnation, MemberState::Active));
-                Some(plan.atlas.placement(&alone))
-            }
-            _ => None,
-        };
+        let node = &self.nodes[number];
+        let mut placement = Arc::clone(&node.placement);
+        if self.has(Bug::DecideAsNoOwner) {
+            let mut alone = [None; NODES_MAX];
+            alone[number] = Some((node.incarnation, MemberState::Active));
+            placement = plan.atlas.placement(&alone);
+        }
+        let own_hash = placement.view().hash();
+        let rumours = node.rumours.map(|rumour| rumour.filter(|rumour| !rumour.suspected));
         let is_always_calm = self.has(Bug::DecideUncalm);
+        let standing = |rumour: Rumour| PeerStanding {
+            incarnation: rumour.incarnation,
+            state: rumour.state,
+            view_hash: if is_always_calm { own_hash } else { rumour.view_hash },
+            settled: if is_always_calm { own_hash } else { rumour.settled },
+        };
+        let peers = rumours.iter().enumerate();
+        let peers =
+            peers.filter_map(|(peer, said)| Some((plan.id(peer).clone(), standing((*said)?))));
+        let settled = if is_always_calm { own_hash } else { node.settled };
+        let peers = peers.collect();
+        let standing = Standing { placement, state: node.state, settled, peers };
         let node = &mut self.nodes[number];
-        let own_hash = node.placement.view().hash();
-        let published = node
-            .rumours
-            .map(|rumour| rumour.filter(|rumour| !rumour.suspected).map(|rumour| rumour.view_hash));
-        let named = (0..).zip(published).filter_map(|(peer, hash)| Some((peer, hash?)));
-        let named: BTreeMap<NodeId, u64> = named
-            .map(|(peer, hash)| {
-                (plan.id(peer).clone(), if is_always_calm { own_hash } else { hash })
-            })
-            .collect();
-        let (now, state) = (node.now, node.state);
-        let placement = Arc::clone(&node.placement);
         let keeper = &mut node.keepers[shard];
         keeper.lags = false;
-        keeper.published = published;
-        keeper.placement = Arc::clone(&placement);
-        keeper.shard.on_view(now, tampered.unwrap_or(placement), state, named);
+        keeper.rumours = rumours;
+        keeper.settled = node.settled;
+        keeper.placement = Arc::clone(&node.placement);
+        if keeper.all_settled() {
+            keeper.settled_in = Arc::clone(&keeper.placement);
+        }
+        keeper.shard.on_view(node.now, standing);
         self.after(number, super::holding::Cause::View);
+    }
+
+    /// P5: whether a node has settled in its view by now; its shards hear of it at once.
+    pub(super) fn settle(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let view_hash = node.placement.view().hash();
+        if !node.exists() || node.settled == view_hash {
+            return;
+        }
+        let knows = |keeper: &Keeper| keeper.placement.view().hash() == view_hash;
+        let settled = |keeper: &Keeper| knows(keeper) && keeper.shard.is_settled();
+        if node.open_requests.are_answered() && node.keepers.iter().all(settled) {
+            node.settled = view_hash;
+            for shard in 0..node.keepers.len() {
+                self.take_view(number, shard);
+            }
+        }
     }
 
     /// Whether others may not know what a node has finished of a trace: an attempt or its Done is
@@ -158,16 +180,23 @@ impl World {
         self.nodes[node].known[trace].sending != 0 || self.is_done_under_way(node, trace)
     }
 
-    /// Notes the traces of which somebody may not know what was finished while the members change.
-    fn note_untold(&mut self) {
+    /// A node falls silent: notes the traces of which others do not know what it has finished, and
+    /// all when it falls silent in the middle of a change.
+    fn note_untold(&mut self, node: usize) {
+        let healed = self.is_healed();
         for trace in 0..self.plan.traces.len() {
-            let finished = self.witness.finished(trace, self.plan.setting.sinks);
-            let untold = (0..self.nodes.len()).any(|node| {
-                self.is_untold(node, trace) || self.nodes[node].known[trace].held & finished != 0
-            });
-            if untold {
-                self.witness.trace_facts[trace] |= Facts::CHANGED_UNTOLD;
+            if self.is_untold(node, trace) || !healed {
+                self.witness.trace_facts[trace] |= Facts::CRASHED_UNTOLD;
             }
+        }
+    }
+
+    /// Notes whether a crash could cost the last copy of something.
+    pub(super) fn note_healing(&mut self) {
+        if self.truth().iter().flatten().count() < 2 {
+            self.witness.unhealed = true;
+        } else if self.witness.unhealed && self.is_healed() {
+            self.witness.unhealed = false;
         }
     }
 }

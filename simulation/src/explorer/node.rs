@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracemesh::frame::Sender;
 use tracemesh::reach::Reach;
+use tracemesh::settling::OpenRequests;
 use tracemesh::shard::{Known, Shard};
 use tracemesh_membership::{Incarnation, MemberState, Placement};
 
@@ -34,6 +35,8 @@ pub struct Rumour {
     pub state: MemberState,
     /// The hash of the view that it publishes.
     pub view_hash: u64,
+    /// The last view in which it said that it has settled.
+    pub settled: u64,
     /// It is believed dead.
     pub suspected: bool,
 }
@@ -45,10 +48,24 @@ pub struct Keeper {
     pub shard: Shard,
     /// The placement that it was told.
     pub placement: Arc<Placement>,
-    /// The views that the members were said to publish.
-    pub published: [Option<u64>; NODES_MAX],
+    /// What the members were said to be, as it was told.
+    pub rumours: [Option<Rumour>; NODES_MAX],
+    /// The view in which its node had settled, as it was told.
+    pub settled: u64,
+    /// The placement when, as it was told, all members were last settled.
+    pub settled_in: Arc<Placement>,
     /// There is a newer view than it was told.
     pub lags: bool,
+}
+
+impl Keeper {
+    /// Whether, as it was told, all active and leaving members have settled in its view.
+    pub fn all_settled(&self) -> bool {
+        let hash = self.placement.view().hash();
+        let counts = |rumour: &&Rumour| rumour.state != MemberState::Joining;
+        let mut others = self.rumours.iter().flatten().filter(counts);
+        self.settled == hash && others.all(|rumour| rumour.settled == hash)
+    }
 }
 
 /// One node.
@@ -70,6 +87,10 @@ pub struct Node {
     pub company: Company,
     /// The placement of its view.
     pub placement: Arc<Placement>,
+    /// The last view in which it has settled.
+    pub settled: u64,
+    /// The requests that it serves, by the views since they began.
+    pub open_requests: OpenRequests,
     /// Which peers answer it.
     pub reach: Reach,
     /// What its shards know of each trace.
@@ -88,6 +109,8 @@ impl Node {
             rumours: [None; NODES_MAX],
             company: [None; NODES_MAX],
             placement: plan.atlas.placement(&[None; NODES_MAX]),
+            settled: 0,
+            open_requests: OpenRequests::default(),
             reach: Reach::default(),
             known: [Known::default(); TRACES_MAX],
         }
@@ -104,7 +127,9 @@ impl Node {
         let keeper = || Keeper {
             shard: plan.shard(number),
             placement: Arc::clone(&self.placement),
-            published: [None; NODES_MAX],
+            rumours: [None; NODES_MAX],
+            settled: 0,
+            settled_in: plan.atlas.placement(&[None; NODES_MAX]),
             lags: false,
         };
         self.keepers = std::iter::repeat_with(keeper).take(plan.setting.shards).collect();

@@ -29,6 +29,8 @@ pub struct Open {
     pub request: OpenRequest,
     /// Its batches, by number.
     pub batches: Vec<Sent>,
+    /// What its node calls it among the open ones.
+    pub begun: u64,
 }
 
 /// One batch.
@@ -80,7 +82,8 @@ impl World {
         let slots = self.plan.cuts[work].slots().to_vec();
         let me = self.plan.id(entry).clone();
         let (request, step) = OpenRequest::start(me, slots, 1, placement, avoided);
-        let open = Open { entry, work, request, batches: Vec::new() };
+        let begun = self.nodes[entry].open_requests.begin();
+        let open = Open { entry, work, request, batches: Vec::new(), begun };
         let number = self.requests.iter().position(Option::is_none).unwrap_or_else(|| {
             self.requests.push(None);
             self.requests.len() - 1
@@ -199,7 +202,8 @@ impl World {
             open.batches.push(sent);
             if target == entry {
                 let mark = if self.has(Bug::NoMark) { Mark::Unmarked } else { send.mark };
-                let part = own_part(mark, LIMITS.age_max);
+                let view_hash = self.nodes[entry].placement.view().hash();
+                let part = own_part(mark, view_hash, LIMITS.age_max);
                 let traces = send.traces.iter().copied();
                 self.hold(entry, cut, traces, Vec::new(), part);
                 for &number in send.traces.iter().filter(|_| send.mark == Mark::Marked) {
@@ -253,8 +257,10 @@ impl World {
     }
 
     pub(super) fn close(&mut self, request: usize) {
-        self.requests[request] = None;
+        let Some(open) = self.requests[request].take() else { return };
         self.forget_messages_about(request, None);
+        self.nodes[open.entry].open_requests.end(open.begun);
+        self.settle(open.entry);
     }
 
     fn accept(&mut self, entry: usize, work: usize, copies: Copies) {
@@ -274,8 +280,9 @@ impl World {
     }
 
     /// E4, seen from outside: of the members of the entry node's view, as many have the spans as
-    /// the view asks for. Members that ended, are leaving or another incarnation by now are
-    /// believed: they may have lost or handed over what they had.
+    /// the view asks for, or one that has them is about to give them to the others. Members that
+    /// ended, are leaving or another incarnation by now are believed: they may have lost or handed
+    /// over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
         let members = company.iter().flatten().count();
@@ -290,10 +297,12 @@ impl World {
                 !is_same || node.has(trace) & span != 0
             };
             let having = (0..self.nodes.len()).filter(|&member| has(member)).count();
+            let mut known = self.nodes.iter().map(|node| node.known[trace]);
+            let offered = known.any(|known| known.unplaced && known.held & span != 0);
             let alone = members < 2 && self.truth().iter().flatten().count() > 1;
             let doubted =
                 Facts(Facts::SUSPECTED.0 | Facts::CRASHED.0 | Facts::LEFT.0 | Facts::JOINED.0);
-            if having < wanted {
+            if having < wanted && !offered {
                 let what = format!(
                     "trace {trace} span {span:b} acknowledged by {having} of {wanted} holders"
                 );

@@ -18,7 +18,7 @@ use tracemesh::cut::{Cut, span_key};
 use tracemesh::decide::Decide;
 use tracemesh::frame::{FRAME_SPANS_BYTES_MAX, Verdict};
 use tracemesh::scan::scan;
-use tracemesh::shard::{Limits, Shard, SinkSet};
+use tracemesh::shard::{Limits, Shard, SinkSet, Standing};
 use tracemesh::sink::Attempt;
 use tracemesh::spans::TraceId;
 use tracemesh_membership::{
@@ -283,7 +283,7 @@ impl Plan {
             LIMITS,
             SinkSet::first(self.setting.sinks),
             decide,
-            self.atlas.placement(&[None; NODES_MAX]),
+            Standing::alone(self.atlas.placement(&[None; NODES_MAX])),
             self.base,
         )
     }

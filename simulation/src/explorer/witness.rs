@@ -24,24 +24,21 @@ impl Facts {
     pub const SUSPECTED: Self = Self(1 << 2);
     /// A node crashed.
     pub const CRASHED: Self = Self(1 << 3);
-    /// Two nodes crashed.
-    pub const CRASHED_TWICE: Self = Self(1 << 4);
+    /// A node crashed before the world had healed from a crash.
+    pub const CRASHED_UNHEALED: Self = Self(1 << 4);
     /// A node left.
     pub const LEFT: Self = Self(1 << 5);
     /// A node joined, for the first time or again.
     pub const JOINED: Self = Self(1 << 6);
-    /// The members changed at least twice.
-    pub const CHANGED_TWICE: Self = Self(1 << 7);
     /// The last nodes left, and decided at once.
     pub const LAST_LEFT: Self = Self(1 << 8);
     /// An owner decided although it was not calm.
     pub const UNCALM: Self = Self(1 << 9);
     /// Of a trace: an attempt got no answer, or another one than an acknowledgement.
     pub const UNANSWERED: Self = Self(1 << 10);
-    /// Of a trace: a node crashed while the others could not know what it had finished.
+    /// Of a trace: a node crashed, or stood still, while the others could not know what it had
+    /// finished.
     pub const CRASHED_UNTOLD: Self = Self(1 << 11);
-    /// Of a trace: the members changed while others could not know what was finished.
-    pub const CHANGED_UNTOLD: Self = Self(1 << 12);
     /// Of a trace: a Done was lost.
     pub const DONE_LOST: Self = Self(1 << 13);
     /// Of a trace: a Done did not cover what its receiver has, or had yet to get.
@@ -149,8 +146,8 @@ pub struct Witness {
     pub facts: Facts,
     /// What happened to each trace.
     pub trace_facts: [Facts; TRACES_MAX],
-    /// How often the members changed.
-    pub changes: u8,
+    /// Something was lost by a crash, or is held once only, and is not placed again yet.
+    pub unhealed: bool,
     /// Sums over all nodes.
     pub counters: Counters,
     /// What was broken in the last step.
@@ -165,24 +162,12 @@ impl Witness {
 
     /// Adds what a shard counted.
     pub fn count(&mut self, tally: &Tally) {
-        self.counters.finished += tally.exported + tally.sampled_out + tally.refused;
+        self.counters.finished += tally.exported + tally.sampled_out + tally.refused + tally.poison;
         self.counters.redelivered += tally.redelivered;
         self.counters.repaired += tally.repaired;
         if tally.uncalm > 0 {
             self.facts |= Facts::UNCALM;
         }
-    }
-
-    /// The members changed.
-    pub fn on_change(&mut self, fact: Facts) {
-        if self.facts.have(Facts::CRASHED) && fact == Facts::CRASHED {
-            self.facts |= Facts::CRASHED_TWICE;
-        }
-        self.changes = self.changes.saturating_add(1);
-        if self.changes > 1 {
-            self.facts |= Facts::CHANGED_TWICE;
-        }
-        self.facts |= fact;
     }
 
     /// A sink took an attempt.
@@ -209,6 +194,6 @@ impl Witness {
         (self.accepted, self.accepted_single, self.accepted_early, self.decided).hash(hasher);
         (self.exported, self.refused, self.exported_twice, self.parts).hash(hasher);
         (self.sampled_out, self.verdicts, self.facts, self.trace_facts).hash(hasher);
-        (self.changes.min(2), self.counters).hash(hasher);
+        (self.unhealed, self.counters).hash(hasher);
     }
 }

@@ -122,6 +122,7 @@ impl World {
             for peer in (0..world.plan.setting.started).filter(|&peer| peer != number) {
                 let mut rumour = world.says(peer);
                 rumour.view_hash = view;
+                rumour.settled = view;
                 world.nodes[number].rumours[peer] = Some(rumour);
             }
         }
@@ -178,6 +179,7 @@ impl World {
             Action::Pause(node) => self.pause(node),
             Action::Wake(node) => self.wake(node),
         }
+        self.note_healing();
     }
 
     /// What a node says of itself.
@@ -187,6 +189,7 @@ impl World {
             incarnation: node.incarnation,
             state: node.state,
             view_hash: node.placement.view().hash(),
+            settled: node.settled,
             suspected: false,
         }
     }
@@ -200,14 +203,18 @@ impl World {
         in_view(company)
     }
 
-    /// Whether every node that runs has the true view, and nobody is on its way in or out.
-    pub fn is_settled(&self) -> bool {
+    /// Whether every node that runs has the true view, nobody is on the way out, and everything is
+    /// where it belongs, twice.
+    pub fn is_healed(&self) -> bool {
         let truth = self.truth();
-        self.nodes.iter().all(|node| match node.life {
-            Life::Up => node.state == MemberState::Active && node.company == truth,
-            Life::Still => false,
-            Life::Down | Life::Gone => true,
-        })
+        let is_placed = |node: &Node| node.known.iter().all(|known| !known.unplaced);
+        let is_healed = |node: &Node| match (node.life, node.state) {
+            (Life::Up, MemberState::Active) => node.company == truth && is_placed(node),
+            (Life::Up, MemberState::Joining) => is_placed(node),
+            (Life::Up, MemberState::Leaving) | (Life::Still, _) => false,
+            (Life::Down | Life::Gone, _) => true,
+        };
+        truth.iter().flatten().count() > 1 && self.nodes.iter().all(is_healed)
     }
 
     /// The shard of a node that has a trace.
@@ -226,12 +233,14 @@ impl World {
         let mut hasher = DefaultHasher::new();
         for node in &self.nodes {
             (node.life, node.incarnation, node.state, node.rumours).hash(&mut hasher);
+            (node.settled == node.placement.view().hash()).hash(&mut hasher);
+            node.open_requests.are_answered().hash(&mut hasher);
             if let tracemesh::reach::Routing::Around(silent) = node.reach.routing(0) {
                 silent.hash(&mut hasher);
             }
             for keeper in &node.keepers {
                 keeper.shard.fingerprint(node.now, &mut hasher);
-                keeper.lags.hash(&mut hasher);
+                (keeper.lags, keeper.settled == node.settled).hash(&mut hasher);
             }
         }
         for request in &self.requests {
