@@ -348,8 +348,11 @@ impl Node {
         }
     }
 
+    /// Nothing is held or unplaced, and every shard knows the view of a node that leaves.
     fn is_empty(&self) -> bool {
-        self.held() == 0 && self.parts.shards.unplaced() == 0
+        let shards = &self.parts.shards;
+        let view_hash = self.parts.peers.placement().view().hash();
+        shards.have_settled(view_hash) && self.held() == 0 && shards.unplaced() == 0
     }
 
     fn held(&self) -> u64 {

@@ -191,6 +191,9 @@ pub struct Shard {
     wakes: BTreeMap<u64, Vec<u32>>,
     remembered: VecDeque<(u64, TraceId)>,
     attempt_number: u32,
+    /// The last version that was given to a trace: one that was forgotten and comes again has none
+    /// that it had before.
+    version: u32,
     trace_bytes: usize,
     remembered_bytes: usize,
     held: [u64; 3],
@@ -224,6 +227,7 @@ impl Shard {
             wakes: BTreeMap::new(),
             remembered: VecDeque::new(),
             attempt_number: 0,
+            version: 0,
             trace_bytes: 0,
             remembered_bytes: 0,
             held: [0; 3],
@@ -372,7 +376,8 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         let after = Before::of(trace);
         if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
-            trace.version = trace.version.wrapping_add(1);
+            self.version = self.version.wrapping_add(1);
+            trace.version = self.version;
             trace.asked = 0;
             if trace.unplaced {
                 self.offers.unconfirm(index, now_ms + to_ms(placing::OFFER_SOON));

@@ -102,7 +102,7 @@ pub(crate) struct Trace {
     pub(crate) taken_over: bool,
     /// How often the owner was asked since something last changed.
     pub(crate) asked: u8,
-    /// +1 at every change of spans or verdict.
+    /// Another one at every change of spans or verdict.
     pub(crate) version: u32,
     /// Held and sending spans.
     pub(crate) held_count: u32,

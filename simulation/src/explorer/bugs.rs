@@ -1,11 +1,8 @@
 //! Bugs that can be planted, to see the checks catch them.
 //!
 //! None is in the product's code: the world tampers with what goes into the real core or comes out
-//! of it. Of the mutants that PROTOCOL.md lists, some break rules that rest on placing and change
-//! nothing yet that could be seen: *keep confirmations across views*, *compare holders without
-//! incarnations*, *hand over without what is remembered*, *settle with an attempt in flight*, *no
-//! epoch after a stand-still*, *count a confirmation of another view* by a live owner. Where they
-//! are inside the core, as the first three will be, they need source patches.
+//! of it. Of the mutants that PROTOCOL.md lists, two are inside the core and need source patches:
+//! *compare holders without incarnations* and *settle with an attempt in flight*.
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -36,19 +33,29 @@ pub enum Bug {
     DecideAsNoOwner,
     /// An owner never waits for its replica's view.
     DecideUncalm,
-    /// A leaving node forgets while it offers.
+    /// A node that is no holder forgets while it offers.
     ForgetWhileOffering,
-    /// A leaving node counts a confirmation that is older than the last change.
+    /// A confirmation that is older than the last change counts.
     ConfirmStale,
-    /// A leaving node counts what another incarnation, in any view, confirmed.
+    /// What another incarnation confirmed counts.
     ConfirmByFormer,
+    /// What was confirmed by another view counts.
+    ConfirmOtherView,
+    /// What was confirmed in a view counts in the next one.
+    KeepConfirmations,
+    /// What is remembered is not handed over.
+    ForgetRemembered,
+    /// Calm does not ask which view the replica publishes.
+    CalmWithoutReplica,
+    /// A node that stood still goes on as if it had not.
+    NoEpoch,
     /// A sink that says nothing counts as one that acknowledged.
     TrustSilentSink,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::AcknowledgeOwnerAlone,
         Self::AcknowledgeUnstored,
         Self::KeepAcknowledgement,
@@ -65,6 +72,11 @@ impl Bug {
         Self::ForgetWhileOffering,
         Self::ConfirmStale,
         Self::ConfirmByFormer,
+        Self::ConfirmOtherView,
+        Self::KeepConfirmations,
+        Self::ForgetRemembered,
+        Self::CalmWithoutReplica,
+        Self::NoEpoch,
         Self::TrustSilentSink,
     ];
 }

@@ -184,11 +184,13 @@ impl World {
         })
     }
 
-    /// M4: nothing held, nothing unplaced, no attempt, no open request.
+    /// M4: nothing held, nothing unplaced, no attempt, no open request; and every shard knows so.
     fn has_nothing_left(&self, number: usize) -> bool {
         let is_left = |known: &Known| known.held != 0 || known.unplaced;
         let mut open = self.requests.iter().flatten();
-        !self.nodes[number].known.iter().any(is_left) && !open.any(|open| open.entry == number)
+        let node = &self.nodes[number];
+        let lags = node.keepers.iter().any(|keeper| keeper.lags);
+        !lags && !node.known.iter().any(is_left) && !open.any(|open| open.entry == number)
     }
 }
 

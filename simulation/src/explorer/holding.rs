@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tracemesh::assemble::outgoing::{self, Outgoing};
 use tracemesh::assemble::part::{self, PartReply};
 use tracemesh::cut::Cut;
-use tracemesh::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Verdict};
+use tracemesh::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Sender, Verdict};
 use tracemesh::scan::scan_trusted;
 use tracemesh::shard::{Answer, HoldPart, SETTLE_MAX};
 use tracemesh::spans::TraceId;
@@ -151,12 +151,21 @@ impl World {
         if self.has(Bug::ConfirmByFormer)
             && let Some(member) = self.nodes[number].placement.view().get(plan.id(from))
         {
-            reply.sender.view_hash = self.nodes[number].placement.view().hash();
             reply.sender.generation = member.incarnation.generation;
             reply.sender.epoch = member.incarnation.epoch;
         }
+        if self.has(Bug::ConfirmOtherView) {
+            reply.sender.view_hash = self.nodes[number].placement.view().hash();
+        }
+        if self.has(Bug::ForgetRemembered) {
+            reply.traces.iter_mut().for_each(|trace| {
+                trace.done.clear();
+                trace.verdict = Verdict::None.into();
+            });
+        }
         for &(id, version) in asked {
             let Some(trace) = plan.trace(id) else { continue };
+            self.note_confirmation(number, from, (trace, version), &reply);
             let shards = self.nodes[number].keepers.len();
             let shard = part::shard_of(plan.traces[trace].slot, shards);
             let stale = self.has(Bug::ConfirmStale);
@@ -164,6 +173,40 @@ impl World {
             let shard = &mut node.keepers[shard].shard;
             let version = shard.version(id).filter(|_| stale).unwrap_or(version);
             outgoing::on_reply(shard, 1, node.now, plan.id(from), &[(id, version)], &reply);
+        }
+        self.after(number, Cause::Reply);
+    }
+
+    fn note_confirmation(
+        &mut self,
+        number: usize,
+        from: usize,
+        (trace, version): (usize, u32),
+        reply: &HoldReply,
+    ) {
+        let wants = reply.traces.iter().any(|trace| !trace.wanted.is_empty());
+        if self.has(Bug::KeepConfirmations) && !wants {
+            let shards = self.nodes[number].keepers.len();
+            let shard = part::shard_of(self.plan.traces[trace].slot, shards);
+            self.nodes[number].keepers[shard].confirmed.push((trace, from, version));
+        }
+    }
+
+    /// The bug by which what was confirmed in a view counts in the next one.
+    pub(super) fn confirm_again(&mut self, number: usize, shard: usize) {
+        let plan = Arc::clone(&self.plan);
+        for (trace, from, version) in self.nodes[number].keepers[shard].confirmed.clone() {
+            let placement = Arc::clone(&self.nodes[number].keepers[shard].placement);
+            let Some(member) = placement.view().get(plan.id(from)) else { continue };
+            let sender = Sender {
+                view_hash: placement.view().hash(),
+                generation: member.incarnation.generation,
+                epoch: member.incarnation.epoch,
+            };
+            let reply = HoldReply { sender, grant: GRANT, ..HoldReply::default() };
+            let (node, asked) = (&mut self.nodes[number], [(plan.traces[trace].id, version)]);
+            let shard = &mut node.keepers[shard].shard;
+            outgoing::on_reply(shard, 1, node.now, plan.id(from), &asked, &reply);
         }
         self.after(number, Cause::Reply);
     }
@@ -286,7 +329,13 @@ impl World {
                 self.push(Message::new(number, target, Body::Done(done)));
             }
         }
-        for placing in outgoing.holds {
+        for mut placing in outgoing.holds {
+            if self.has(Bug::ForgetRemembered) {
+                placing.hold.traces.iter_mut().for_each(|trace| {
+                    trace.done.clear();
+                    trace.verdict = Verdict::None.into();
+                });
+            }
             if self.has(Bug::NoAsking) && !placing.asked.is_empty() {
                 continue;
             }
@@ -392,7 +441,8 @@ impl World {
     /// knows it, if there is another one in its view.
     pub(super) fn check_unplaced(&mut self, number: usize, trace: usize) {
         let known = self.nodes[number].known[trace];
-        let view = self.nodes[number].placement.view();
+        let Some(keeper) = self.keeper(number, trace) else { return };
+        let view = keeper.placement.view();
         let others = view.members().iter().any(|member| member.id != *self.plan.id(number));
         if known.held != 0 && !known.unplaced && others {
             let what = format!("node {number} believes that trace {trace} is held elsewhere");
@@ -400,26 +450,29 @@ impl World {
         }
     }
 
-    /// P3 and P4, seen from outside: somebody else has what a node forgets.
+    /// P3 and P4, seen from outside: every holder of the node's view has what the node forgets, as
+    /// far as it is alive in that life and still goes by that view.
     fn check_given_up(&mut self, number: usize, trace: usize, spans: u8) {
         let Some(keeper) = self.keeper(number, trace) else { return };
         let placement = &keeper.placement;
-        let holders = placement.holders(self.plan.traces[trace].slot);
-        let members = placement.view().members().len();
-        let owner = holders.map(|holders| &placement.view().members()[holders.owner as usize]);
-        let owner_lives_on = owner.is_some_and(|member| {
-            let owner = &self.nodes[self.plan.node(&member.id)];
-            owner.exists() && owner.incarnation.generation == member.incarnation.generation
-        });
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != number);
-        let elsewhere = others.fold(0, |has, (_, node)| has | node.has(trace));
-        let lacking = spans & !elsewhere & !self.witness.finished(trace, self.plan.setting.sinks);
-        if members < 2 {
+        let spans = spans & !self.witness.finished(trace, self.plan.setting.sinks);
+        let holders = names(placement, self.plan.traces[trace].slot);
+        let lacks = |(id, incarnation): &(NodeId, Incarnation)| {
+            let holder = self.plan.node(id);
+            let node = &self.nodes[holder];
+            let confirms = self.keeper(holder, trace).is_some_and(|keeper| {
+                node.incarnation.generation == incarnation.generation
+                    && keeper.placement.view().hash() == placement.view().hash()
+            });
+            confirms && spans & !node.has(trace) != 0
+        };
+        let lacking = holders.iter().any(lacks);
+        if placement.view().members().len() < 2 {
             // Whoever is left has no replica: I1 does not reach further.
             self.witness.accepted_single[trace] |= spans;
         }
-        if owner_lives_on && lacking != 0 {
-            let what = format!("node {number} forgets trace {trace} spans {lacking:b}");
+        if lacking {
+            let what = format!("node {number} forgets trace {trace}, which a holder lacks");
             self.violate(Invariant::GivenUp, what);
         }
     }

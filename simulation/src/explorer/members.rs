@@ -61,6 +61,9 @@ impl World {
     }
 
     pub(super) fn exit(&mut self, node: usize) {
+        if self.nodes[node].company[node].is_some() {
+            self.witness.facts |= Facts::LAST_LEFT;
+        }
         self.end(node, Life::Gone);
     }
 
@@ -74,6 +77,9 @@ impl World {
     /// M3: a new incarnation before anything else, and shards know it at once.
     pub(super) fn wake(&mut self, node: usize) {
         self.nodes[node].life = Life::Up;
+        if self.has(Bug::NoEpoch) {
+            return;
+        }
         self.nodes[node].incarnation.epoch += 1;
         self.renew_view(node);
         for shard in 0..self.nodes[node].keepers.len() {
@@ -132,10 +138,11 @@ impl World {
         let own_hash = placement.view().hash();
         let rumours = node.rumours.map(|rumour| rumour.filter(|rumour| !rumour.suspected));
         let is_always_calm = self.has(Bug::DecideUncalm);
+        let ignores_views = is_always_calm || self.has(Bug::CalmWithoutReplica);
         let standing = |rumour: Rumour| PeerStanding {
             incarnation: rumour.incarnation,
             state: rumour.state,
-            view_hash: if is_always_calm { own_hash } else { rumour.view_hash },
+            view_hash: if ignores_views { own_hash } else { rumour.view_hash },
             settled: if is_always_calm { own_hash } else { rumour.settled },
         };
         let peers = rumours.iter().enumerate();
@@ -155,6 +162,9 @@ impl World {
         }
         keeper.shard.on_view(node.now, standing);
         self.after(number, super::holding::Cause::View);
+        if self.has(Bug::KeepConfirmations) {
+            self.confirm_again(number, shard);
+        }
     }
 
     /// P5: whether a node has settled in its view by now; its shards hear of it at once.

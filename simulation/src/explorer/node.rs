@@ -56,6 +56,9 @@ pub struct Keeper {
     pub settled_in: Arc<Placement>,
     /// There is a newer view than it was told.
     pub lags: bool,
+    /// Traces and who has confirmed them since they last changed, for the bug by which that counts
+    /// for ever.
+    pub confirmed: Vec<(usize, usize, u32)>,
 }
 
 impl Keeper {
@@ -131,6 +134,7 @@ impl Node {
             settled: 0,
             settled_in: plan.atlas.placement(&[None; NODES_MAX]),
             lags: false,
+            confirmed: Vec::new(),
         };
         self.keepers = std::iter::repeat_with(keeper).take(plan.setting.shards).collect();
     }

@@ -279,18 +279,20 @@ impl World {
         }
     }
 
-    /// E4, seen from outside: of the members of the entry node's view, as many have the spans as
-    /// the view asks for, or one that has them is about to give them to the others. Members that
+    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or one that has them is about to give them to the others. Members that
     /// ended, are leaving or another incarnation by now are believed: they may have lost or handed
     /// over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
         let members = company.iter().flatten().count();
         let wanted = members.clamp(1, 2);
-        for span in (0..8).map(|at| 1_u8 << at).filter(|span| spans & span != 0) {
+        let open = spans & !self.witness.finished(trace, self.plan.setting.sinks);
+        for span in (0..8).map(|at| 1_u8 << at).filter(|span| open & span != 0) {
             let has = |member: usize| {
-                let Some((incarnation, _)) = company[member] else { return false };
                 let node = &self.nodes[member];
+                let Some((incarnation, _)) = company[member] else {
+                    return node.exists() && node.has(trace) & span != 0;
+                };
                 let is_same = node.exists()
                     && node.incarnation.generation == incarnation.generation
                     && node.state == MemberState::Active;

@@ -183,6 +183,7 @@ fn owner_that_restarts_has_to_acknowledge_again() {
         Step::Do(Action::Activate(0)),
         Step::Do(Action::Gossip(2, 0)),
         Step::Deliver(Kind::Hold, 2, 1),
+        Step::Deliver(Kind::Reply, 1, 2),
     ];
     let setting = |bug| three(budget, bug);
     assert_caught(setting, Bug::KeepAcknowledgement, &steps, Invariant::Acknowledged);
@@ -225,15 +226,18 @@ fn sink_that_says_nothing_is_tried_again() {
 }
 
 #[test]
-fn leaving_node_keeps_what_the_owner_lacks() {
+fn leaving_node_keeps_what_a_holder_lacks() {
     let steps = [
         Step::Do(Action::Submit(2)),
         Step::Deliver(Kind::Hold, 2, 1),
         Step::Do(Action::Leave(1)),
         Step::Do(Action::Gossip(0, 1)),
+        Step::Do(Action::Gossip(2, 1)),
         Step::Timers(1),
         Step::Deliver(Kind::Hold, 1, 0),
+        Step::Deliver(Kind::Hold, 1, 2),
         Step::Deliver(Kind::Reply, 0, 1),
+        Step::Deliver(Kind::Reply, 2, 1),
     ];
     let setting = |bug| three(Budget { leave: 1, ..Budget::default() }, bug);
     assert_caught(setting, Bug::IgnoreWanted, &steps, Invariant::GivenUp);
@@ -241,15 +245,18 @@ fn leaving_node_keeps_what_the_owner_lacks() {
 }
 
 #[test]
-fn leaving_node_keeps_what_came_after_it_asked() {
+fn leaving_node_keeps_what_came_after_it_offered() {
     let steps = [
         Step::Do(Action::Submit(2)),
         Step::Do(Action::Leave(1)),
         Step::Do(Action::Gossip(0, 1)),
+        Step::Do(Action::Gossip(2, 1)),
         Step::Timers(1),
         Step::Deliver(Kind::Hold, 1, 0),
+        Step::Deliver(Kind::Hold, 1, 2),
         Step::Deliver(Kind::Hold, 2, 1),
         Step::Deliver(Kind::Reply, 0, 1),
+        Step::Deliver(Kind::Reply, 2, 1),
     ];
     let steps = [&STORED[..], &steps].concat();
     let budget = Budget { leave: 1, ..Budget::default() };

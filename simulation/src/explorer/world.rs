@@ -207,7 +207,10 @@ impl World {
     /// where it belongs, twice.
     pub fn is_healed(&self) -> bool {
         let truth = self.truth();
-        let is_placed = |node: &Node| node.known.iter().all(|known| !known.unplaced);
+        let is_placed = |node: &Node| {
+            node.known.iter().all(|known| !known.unplaced)
+                && node.keepers.iter().all(|keeper| !keeper.lags)
+        };
         let is_healed = |node: &Node| match (node.life, node.state) {
             (Life::Up, MemberState::Active) => node.company == truth && is_placed(node),
             (Life::Up, MemberState::Joining) => is_placed(node),
