@@ -158,6 +158,7 @@ traces:
   spans_max: 1
   bytes_max: 2KiB
   remember: {time: 0s, memory: 5MiB}
+hand_over: {bandwidth: 2MiB}
 drain: {announce: 0s, timeout: 1s}
 sinks:
   - otlp:
@@ -239,6 +240,7 @@ fn keys_of_listen_ingest_traces_drain_and_log_mean_what_they_say() {
         remember_bytes: 5 << 20,
     };
     assert_eq!(config.traces, traces);
+    assert_eq!(config.hand_over_bytes_per_second, 2 << 20);
     let drain = Drain { announce: Duration::ZERO, timeout: Duration::from_secs(1) };
     assert_eq!(config.drain, drain);
     assert_eq!(config.log, Log { level: tracing::Level::DEBUG, format: LogFormat::Json });

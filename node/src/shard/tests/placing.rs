@@ -207,7 +207,7 @@ fn stand_in_brings_home_what_it_holds() {
     assert_eq!(rig.held(trace), Some(1), "c holds what it is given");
     assert_eq!(rig.shard.held(), [0, 0, 1]);
     assert_eq!(rig.is_unplaced(trace), Some(true));
-    assert_eq!(offers(&rig.pass(seconds(1))), [("a", 1, 0, 0), ("b", 1, 0, 0)]);
+    assert_eq!(offers(&rig.pass(Duration::ZERO)), [("a", 1, 0, 0), ("b", 1, 0, 0)]);
     rig.confirm("a", trace);
     rig.confirm("b", trace);
     assert_eq!(rig.held(trace), None);
