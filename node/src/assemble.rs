@@ -18,7 +18,7 @@ use crate::mesh::Peers;
 use crate::metrics::TraceMetrics;
 use crate::scan::scan_trusted;
 use crate::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
-use crate::sink::{DeadLetters, Sink};
+use crate::sink::{Attempt, DeadLetters, Sink};
 use crate::spans::TraceId;
 use crate::tasks::Tasks;
 use part::{Part, PartReply};
@@ -54,6 +54,7 @@ pub struct Settings {
 enum Input {
     Hold { cut: Arc<Cut>, part: Part, hold: HoldPart, reply: oneshot::Sender<PartReply> },
     Done(Vec<(TraceId, Verdict, u64)>),
+    HeldTraces(oneshot::Sender<Vec<(HoldTrace, Attempt)>>),
 }
 
 /// Spans and traces that the shards hold now.
@@ -220,6 +221,18 @@ impl Shards {
             sent.map_err(|_| HoldError::Stopping)?;
         }
         Ok(())
+    }
+
+    /// The frames of all that is held here, for the spool.
+    pub async fn spooled(&self) -> impl Iterator<Item = Hold> {
+        let mut held = Vec::new();
+        for input in self.inputs.iter() {
+            let (reply, replied) = oneshot::channel();
+            if input.send(Input::HeldTraces(reply)).await.is_ok() {
+                held.extend(replied.await.unwrap_or_default());
+            }
+        }
+        outgoing::spooled(held)
     }
 
     async fn hold(

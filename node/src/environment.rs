@@ -5,6 +5,7 @@
 //! socket, reads the wall clock or draws random numbers.
 
 use crate::sink::{self, Sink, SinkConfig, Workers};
+use crate::spool::{SpoolFile, SpoolStore};
 use rand::rngs::OsRng;
 use rand::{RngCore, TryRngCore};
 use std::net::SocketAddr;
@@ -32,6 +33,8 @@ pub type StartSinks = dyn FnOnce(
     + Send;
 /// Opens the record of starts in a data directory.
 pub type OpenStarts = dyn FnOnce(&Path) -> Arc<dyn StartStore> + Send;
+/// Opens the spool in a data directory.
+pub type OpenSpool = dyn FnOnce(&Path) -> Arc<dyn SpoolStore> + Send;
 
 /// What a node is given of the world.
 pub struct Environment {
@@ -45,6 +48,8 @@ pub struct Environment {
     pub start_sinks: Box<StartSinks>,
     /// The record of starts in the data directory at this path.
     pub open_starts: Box<OpenStarts>,
+    /// The spool in the data directory at this path.
+    pub open_spool: Box<OpenSpool>,
     /// Shards to spread traces over.
     pub shard_count: usize,
 }
@@ -62,6 +67,7 @@ impl Environment {
                 Ok((sinks, Some(workers)))
             }),
             open_starts: Box::new(|directory| Arc::new(StartsFile::new(directory.join("starts")))),
+            open_spool: Box::new(|directory| Arc::new(SpoolFile::new(directory.join("spool")))),
             shard_count: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }

@@ -26,6 +26,7 @@ pub mod sink;
 pub mod span_view;
 pub mod spans;
 pub mod split;
+pub mod spool;
 pub mod status;
 pub mod tasks;
 pub mod wire;

@@ -26,12 +26,14 @@ use crate::route::{self, Router};
 use crate::settling;
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
+use crate::spool::{Spool, SpoolStore};
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
 use settings::{
     Told, ingest_settings, membership_settings, shard_settings, sink_config, size, small_seed,
 };
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -61,6 +63,16 @@ pub enum StartError {
     /// Certificates or keys.
     #[error(transparent)]
     Transport(#[from] tracemesh_transport::StartError),
+    /// The spool.
+    #[error(
+        "cannot read the spool {place}, which the last stop left; move it away to start without"
+    )]
+    Spool {
+        /// Where it is.
+        place: String,
+        /// Why.
+        source: io::Error,
+    },
     /// What is told to other members.
     #[error(transparent)]
     Membership(#[from] tracemesh_membership::StartError),
@@ -91,10 +103,21 @@ pub enum StartError {
 pub enum End {
     /// It was asked to, and nothing is left.
     Drained,
-    /// It was asked to, and could not get rid of these spans in time.
+    /// It was asked to, and could not get rid of these spans in time; they are spooled.
     Left {
         /// Spans that were still held.
         span_count: u64,
+        /// Where the spool is.
+        spool: String,
+    },
+    /// It was asked to, and could neither get rid of these spans nor spool them.
+    Lost {
+        /// Spans that were still held.
+        span_count: u64,
+        /// Where the spool would be.
+        spool: String,
+        /// Why it could not be written.
+        source: io::Error,
     },
     /// It must not be a member.
     Refused(Ended),
@@ -143,6 +166,7 @@ pub struct Node {
     close_ingest: CancellationToken,
     handlers: watch::Sender<mesh::Handlers>,
     drain: config::Drain,
+    spool: Spool,
     tasks: Tasks,
     registry: Arc<Registry>,
     workers: Option<Workers>,
@@ -167,8 +191,8 @@ struct Meters {
 impl Node {
     /// Starts every stage, or none.
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
-        let Environment { bind_mesh, wall_clock, seed, start_sinks, open_starts, shard_count } =
-            environment;
+        let Environment { bind_mesh, wall_clock, seed, start_sinks, .. } = environment;
+        let Environment { open_starts, open_spool, shard_count, .. } = environment;
         let tasks = Tasks::default();
         let taken = take(config, bind_mesh).await?;
         let meters = meters(config);
@@ -188,6 +212,7 @@ impl Node {
         let handlers = mesh::carry(&transport, incoming, gossip, &tasks);
         let told = Told { addresses: &addresses, advertised, wall_clock: &wall_clock };
         let starts = open_starts(taken.directory.path());
+        let spool = spool(open_spool(taken.directory.path()))?;
         let settings = membership_settings(config, &told, starts, small_seed(seed))?;
         let membership = Arc::new(Membership::start(settings, carrier).await?);
         let me = config.node.id.as_str().into();
@@ -216,6 +241,7 @@ impl Node {
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         keep_settling(&router, &parts, &tasks);
+        read_spool(&spool, &parts, &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         start_consoles(taken.consoles, &meters.registry, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
@@ -227,6 +253,7 @@ impl Node {
             close_ingest,
             handlers,
             drain: config.drain.clone(),
+            spool,
             tasks,
             registry: meters.registry,
             workers,
@@ -337,14 +364,23 @@ impl Node {
             }
         };
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
-        match timeout(left, empty).await {
-            Ok(()) => End::Drained,
-            Err(_) if self.held() == 0 => {
-                let traces = self.parts.shards.unplaced();
-                tracing::warn!(traces, "not all that is remembered was handed over in time");
-                End::Drained
-            }
-            Err(_) => End::Left { span_count: self.held() },
+        if timeout(left, empty).await.is_ok() {
+            self.spool.clear();
+            return End::Drained;
+        }
+        // Nobody is answered any more, so nothing that was answered comes after what is spooled.
+        self.handlers.send_replace(None);
+        let span_count = self.held();
+        if span_count == 0 && self.spool.is_read() {
+            let traces = self.parts.shards.unplaced();
+            tracing::warn!(traces, "not all that is remembered was handed over in time");
+            self.spool.clear();
+            return End::Drained;
+        }
+        let spool = self.spool.place();
+        match self.spool.write(self.parts.shards.spooled().await) {
+            Ok(()) => End::Left { span_count, spool },
+            Err(source) => End::Lost { span_count, spool, source },
         }
     }
 
@@ -352,7 +388,8 @@ impl Node {
     fn is_empty(&self) -> bool {
         let shards = &self.parts.shards;
         let view_hash = self.parts.peers.placement().view().hash();
-        shards.have_settled(view_hash) && self.held() == 0 && shards.unplaced() == 0
+        let is_placed = shards.have_settled(view_hash) && shards.unplaced() == 0;
+        is_placed && self.held() == 0 && self.spool.is_read()
     }
 
     fn held(&self) -> u64 {
@@ -426,6 +463,24 @@ fn undecided(
     let path = directory.join("undecided.jsonl");
     let clock = Arc::clone(wall_clock);
     Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
+}
+
+fn spool(store: Arc<dyn SpoolStore>) -> Result<Spool, StartError> {
+    let place = store.place();
+    Spool::open(store).map_err(|source| StartError::Spool { place, source })
+}
+
+/// Holds what the last stop left, and removes it when another node has it too, or nobody needs it.
+fn read_spool(spool: &Spool, parts: &Parts, tasks: &Tasks) {
+    let (spool, parts, stop) = (spool.clone(), parts.clone(), tasks.stopping());
+    tasks.spawn("spool", async move {
+        let is_placed = || {
+            let is_held = parts.shards.held().1 > 0;
+            let has_peers = parts.peers.placement().view().members().len() > 1;
+            parts.shards.unplaced() == 0 && (has_peers || !is_held)
+        };
+        let _ = stop.run_until_cancelled(spool.read_back(&parts.shards, is_placed)).await;
+    });
 }
 
 fn keep_settling(router: &Router, parts: &Parts, tasks: &Tasks) {

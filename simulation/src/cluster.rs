@@ -314,7 +314,8 @@ impl Cluster {
         if let Some(ended) = self.hosts[node].ended() {
             let ending = match ended {
                 Ok(End::Drained) => Ending::Drained,
-                Ok(End::Left { span_count }) => Ending::Left(span_count),
+                Ok(End::Left { span_count, .. }) => Ending::Spooled(span_count),
+                Ok(End::Lost { span_count, .. }) => Ending::Left(span_count),
                 Ok(End::Refused(why)) => Ending::Refused(format!("{why:?}")),
                 Ok(End::Panicked(task)) => Ending::Panicked(task.to_owned()),
                 Err(panic) => Ending::Panicked(panic),

@@ -1,17 +1,20 @@
-//! A node's data directory, as far as it decides anything: the record of its starts.
+//! A node's data directory, as far as it decides anything: the record of its starts, the spool.
 //!
 //! It belongs to the machine and outlives the node's process; a machine with an empty disk gets a
 //! new one. A full disk refuses to be written and can still be read.
 
+use bytes::Bytes;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tracemesh::spool::{Records, SpoolStore};
 use tracemesh_membership::{StartRecord, StartStore};
 
 /// The disk; nothing is on it at first.
 #[derive(Debug, Default)]
 pub struct Disk {
     record: Mutex<Option<StartRecord>>,
+    spool: Mutex<Option<Vec<Bytes>>>,
     /// Reasons for which it is full.
     full: AtomicU32,
 }
@@ -36,6 +39,40 @@ impl Disk {
     /// Everything on it is lost.
     pub fn erase(&self) {
         *self.record.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.spool() = None;
+    }
+
+    fn spool(&self) -> MutexGuard<'_, Option<Vec<Bytes>>> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SpoolStore for Disk {
+    fn place(&self) -> String {
+        "spool".to_owned()
+    }
+
+    fn read(&self) -> io::Result<Option<Records>> {
+        let records = self.spool().clone();
+        Ok(records.map(|records| Box::new(records.into_iter().map(Ok)) as Records))
+    }
+
+    fn write(&self, records: &mut dyn Iterator<Item = Bytes>) -> io::Result<()> {
+        if self.is_full() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let records = records.collect();
+        *self.spool() = Some(records);
+        Ok(())
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        *self.spool() = None;
+        Ok(())
+    }
+
+    fn set_aside(&self) -> io::Result<String> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -172,7 +172,9 @@ pub enum Life {
 pub enum Ending {
     /// It drained, and nothing was left.
     Drained,
-    /// It drained, and so many spans were left over.
+    /// It drained, and so many spans were left over and spooled.
+    Spooled(u64),
+    /// It drained, and so many spans were left over that could not be spooled.
     Left(u64),
     /// It must not be a member, and why.
     Refused(String),

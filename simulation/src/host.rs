@@ -162,12 +162,14 @@ impl Host {
         let (network, own_clock) = (self.network.clone(), clock.clone());
         let (wall_clock, own_time) = (self.wall_clock.clone(), clock.clone());
         let (sink, disk) = (Arc::clone(&self.sink), Arc::clone(&self.disk));
+        let spool = Arc::clone(&self.disk);
         Environment {
             bind_mesh: Box::new(move |address| network.bind(address, own_clock)),
             wall_clock: Arc::new(move || wall_clock.shows(own_time.now())),
             seed,
             start_sinks: Box::new(|_, _, _, _| Ok((vec![sink as Arc<dyn Sink>], None))),
             open_starts: Box::new(|_| disk),
+            open_spool: Box::new(|_| spool),
             shard_count: self.shard_count,
         }
     }

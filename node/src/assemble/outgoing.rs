@@ -82,29 +82,45 @@ impl Outgoing {
         outgoing
     }
 
-    /// One frame, or several where the spans of one trace do not fit into one. Those are answered
-    /// about nothing: whether all arrived is found out by the next offer.
+    /// A trace whose spans do not fit into one frame is answered about by none of them: whether all
+    /// arrived is found out by the next offer.
     fn tell(&mut self, target: &NodeId, offers: Vec<Offer>, sender: Sender) {
-        let spans: Vec<_> = offers.iter().filter_map(|offer| offer.spans.clone()).collect();
-        let mut requests = encode(&spans, frame::FRAME_SPANS_BYTES_MAX);
-        let asked = offers.iter().filter(|_| requests.len() <= 1);
-        let asked = asked.filter_map(|offer| {
-            Some((frame::trace_id(&offer.trace.trace_id).ok()?, offer.version))
-        });
-        let asked = asked.collect();
-        let bytes = offers.iter().map(|offer| offer.bytes).sum();
-        let due_in_ms = offers.iter().map(|offer| offer.trace.due_in_ms).max().unwrap_or(0);
-        let hold = Hold { sender, origin: Origin::Placing.into(), due_in_ms, ..Hold::default() };
-        let request = requests.pop().unwrap_or_default();
-        for request in requests {
-            let hold = Hold { request, ..hold.clone() };
-            let (target, asked) = (target.clone(), Vec::new());
-            self.holds.push(Placing { target, hold, asked, bytes: 0 });
+        let asked =
+            |offer: &Offer| Some((frame::trace_id(&offer.trace.trace_id).ok()?, offer.version));
+        let mut asked: Vec<_> = offers.iter().filter_map(asked).collect();
+        let mut bytes = offers.iter().map(|offer| offer.bytes).sum();
+        let holds = holds(offers);
+        if holds.len() > 1 {
+            asked.clear();
         }
-        let traces = offers.into_iter().map(|offer| offer.trace).collect();
-        let hold = Hold { request, traces, ..hold };
-        self.holds.push(Placing { target: target.clone(), hold, asked, bytes });
+        for hold in holds {
+            let hold = Hold { sender, ..hold };
+            let (asked, bytes) = (std::mem::take(&mut asked), std::mem::take(&mut bytes));
+            self.holds.push(Placing { target: target.clone(), hold, asked, bytes });
+        }
     }
+}
+
+/// The frames of some offers: one, or several where the spans of one trace do not fit into one. The
+/// last one names all.
+fn holds(offers: Vec<Offer>) -> Vec<Hold> {
+    let spans: Vec<_> = offers.iter().filter_map(|offer| offer.spans.clone()).collect();
+    let mut requests = encode(&spans, frame::FRAME_SPANS_BYTES_MAX);
+    let due_in_ms = offers.iter().map(|offer| offer.trace.due_in_ms).max().unwrap_or(0);
+    let hold = Hold { origin: Origin::Placing.into(), due_in_ms, ..Hold::default() };
+    let request = requests.pop().unwrap_or_default();
+    let traces = offers.into_iter().map(|offer| offer.trace).collect();
+    let last = Hold { request, traces, ..hold.clone() };
+    requests.into_iter().map(|request| Hold { request, ..hold.clone() }).chain([last]).collect()
+}
+
+/// The frames of all that a node holds, one after the other, for its spool.
+pub fn spooled(held: Vec<(HoldTrace, Attempt)>) -> impl Iterator<Item = Hold> {
+    let offers = held.into_iter().map(|(trace, spans)| {
+        let bytes = spans.bytes + size_of::<u64>() * (trace.names.len() + trace.done.len());
+        Offer { trace, spans: Some(Arc::new(spans)), version: 0, bytes }
+    });
+    frames(offers.collect()).into_iter().flat_map(holds)
 }
 
 /// Offers by frame, in their order.

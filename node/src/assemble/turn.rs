@@ -108,6 +108,10 @@ impl Turn {
                 // Whoever asked may have gone away; what is stored stays.
                 let _ = reply.send(said);
             }
+            Input::HeldTraces(reply) => {
+                // Whoever asked has stopped waiting, and the node.
+                let _ = reply.send(self.shard.held_traces(now));
+            }
             Input::Done(done) => {
                 for (trace_id, verdict, sum) in done {
                     self.shard.on_done(now, trace_id, verdict, sum);

@@ -75,9 +75,18 @@ fn conclude(end: End) -> Exit {
             tracing::info!("drained; nothing is held here");
             Exit::Done
         }
-        End::Left { span_count } => {
-            tracing::error!(span_count, "drain.timeout is over, and these spans are still here");
+        End::Left { span_count, spool } => {
+            tracing::warn!(span_count, spool, "drain.timeout is over; the rest is spooled");
+            eprintln!("{span_count} spans are spooled in {spool}; the next start reads them");
             Exit::Unfinished
+        }
+        End::Lost { span_count, spool, source } => {
+            tracing::error!(
+                span_count, spool, %source,
+                "drain.timeout is over and the rest cannot be spooled: it is lost unless another \
+                 node has it"
+            );
+            Exit::Failed
         }
         End::Refused(reason) => {
             tracing::error!(%reason, "this node cannot be a member");

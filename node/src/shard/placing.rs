@@ -15,6 +15,7 @@ use crate::frame::{HoldTrace, Verdict, milliseconds, trace_id_bytes};
 use crate::sink::Attempt;
 use crate::spans::Chunk;
 use std::time::Duration;
+use tokio::time::Instant;
 use tracemesh_membership::{MemberIndex, Placement};
 
 /// When an offer was answered but not confirmed: views differ for a round of gossip, and traces
@@ -161,6 +162,16 @@ impl Shard {
         let version = trace.version;
         self.offers.spend(member, bytes);
         self.effects.push(Effect::Offer { target, trace: hold, spans, version, bytes });
+    }
+
+    /// All that is held here, for the spool; the bytes are shared, not copied.
+    pub fn held_traces(&self, now: Instant) -> Vec<(HoldTrace, Attempt)> {
+        let now_ms = self.ms(now);
+        let held = self.table.iter().filter_map(|(_, trace)| {
+            let spans = spans_of(trace, |_, state| state != SpanState::Done)?;
+            Some((hold_of(trace, now_ms), spans))
+        });
+        held.collect()
     }
 
     /// P3, about one offer that was answered.

@@ -12,8 +12,10 @@ use crate::plan::{Millis, NodeNumber};
 pub(super) enum End {
     /// Without a word.
     Crashed,
-    /// It drained, and this many spans were left.
+    /// It drained, and this many spans were left and are nowhere.
     Drained(u64),
+    /// It drained, and this many spans were left and are in its spool.
+    Spooled(u64),
     /// It gave up: another has its identity, or a task panicked.
     Gave,
 }
@@ -81,6 +83,7 @@ impl Lives {
             Life::Failed(_) => life.end(at, End::Gave),
             Life::Ended(Ending::Drained) => life.end(at, End::Drained(0)),
             Life::Ended(Ending::Left(count)) => life.end(at, End::Drained(*count)),
+            Life::Ended(Ending::Spooled(count)) => life.end(at, End::Spooled(*count)),
             Life::Ended(Ending::Refused(_) | Ending::Panicked(_)) => life.end(at, End::Gave),
         }
     }
@@ -191,7 +194,7 @@ impl OneLife {
 impl End {
     /// Whether it handed over what it held, as far as it could.
     pub(super) fn is_orderly(self) -> bool {
-        matches!(self, Self::Drained(_))
+        matches!(self, Self::Drained(_) | Self::Spooled(_))
     }
 
     /// In words.
@@ -200,6 +203,7 @@ impl End {
             Self::Crashed => "crashed".to_owned(),
             Self::Drained(0) => "drained, and nothing was left".to_owned(),
             Self::Drained(count) => format!("drained, and {count} spans were left over"),
+            Self::Spooled(count) => format!("drained, and spooled {count} spans"),
             Self::Gave => "gave up".to_owned(),
         }
     }

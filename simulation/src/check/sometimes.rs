@@ -51,7 +51,7 @@ pub(super) fn count(model: &Model<'_>) -> BTreeMap<String, u64> {
             What::Told { answer: Answer::Later, .. } => add("told_to_come_back_later", 1),
             What::GaveUp { .. } => add("request_given_up", 1),
             What::Life { event: Life::Paused, .. } => add("node_paused", 1),
-            What::Life { event: Life::Ended(Ending::Left(_)), .. } => {
+            What::Life { event: Life::Ended(Ending::Left(_) | Ending::Spooled(_)), .. } => {
                 add("drained_with_spans_left", 1);
             }
             What::Life { event: Life::Ended(Ending::Refused(_)), .. } => add("identity_refused", 1),
