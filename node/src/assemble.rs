@@ -12,7 +12,7 @@ mod turn;
 
 use crate::cut::Cut;
 use crate::decide::Decide;
-use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict};
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Told, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::TraceMetrics;
@@ -24,6 +24,7 @@ use crate::tasks::Tasks;
 use part::{Part, PartReply};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracemesh_membership::{HashKey, Slot};
@@ -52,6 +53,7 @@ pub struct Settings {
 enum Input {
     Hold { cut: Arc<Cut>, part: Part, hold: HoldPart, reply: oneshot::Sender<PartReply> },
     Done(Vec<(TraceId, Verdict, u64)>),
+    Tell { trace_id: TraceId, reply: oneshot::Sender<Option<Told>> },
 }
 
 /// Spans and traces that the shards hold now.
@@ -61,6 +63,26 @@ pub struct Held {
     pub spans: [AtomicU64; 3],
     /// Traces of which something is held.
     pub traces: AtomicU64,
+    /// By role, when the oldest trace that is held began to be: see [`Since`].
+    held_since: [Since; 3],
+    /// When the oldest trace that is remembered began to be.
+    remembered_since: Since,
+}
+
+/// A moment in seconds after the shards' start, and one; 0 for none.
+#[derive(Debug, Default)]
+struct Since(AtomicU64);
+
+impl Since {
+    fn set(&self, started: Instant, since: Option<Instant>) {
+        let seconds = since.map_or(0, |since| since.duration_since(started).as_secs() + 1);
+        self.0.store(seconds, Relaxed);
+    }
+
+    fn get(&self, started: Instant) -> Option<Instant> {
+        let seconds = self.0.load(Relaxed).checked_sub(1)?;
+        started.checked_add(Duration::from_secs(seconds))
+    }
 }
 
 /// The shards of this node; clones share them.
@@ -68,6 +90,7 @@ pub struct Held {
 pub struct Shards {
     inputs: Arc<[mpsc::Sender<Input>]>,
     held: Arc<[Held]>,
+    started: Instant,
     hash_key: HashKey,
     memory: Arc<Memory>,
     peers: Peers,
@@ -96,7 +119,7 @@ impl Shards {
         metrics: &TraceMetrics,
         tasks: &Tasks,
     ) -> Self {
-        let count = settings.shard_count.max(1);
+        let (count, started) = (settings.shard_count.max(1), Instant::now());
         let held: Arc<[Held]> = std::iter::repeat_with(Held::default).take(count).collect();
         let limits = Limits {
             remember_bytes_max: settings.limits.remember_bytes_max / count,
@@ -112,7 +135,7 @@ impl Shards {
                 sink_set,
                 (settings.decide)(),
                 peers.placement(),
-                Instant::now(),
+                started,
             );
             let turn = turn::Turn {
                 number,
@@ -123,13 +146,14 @@ impl Shards {
                 peers: peers.clone(),
                 memory: Arc::clone(&memory),
                 held: Arc::clone(&held),
+                started,
                 metrics: metrics.clone(),
             };
             tasks.spawn("shard", turn.run(inputs, tasks.stopping()));
             sender
         });
         let inputs = inputs.collect();
-        Self { inputs, held, hash_key: settings.hash_key, memory, peers }
+        Self { inputs, held, started, hash_key: settings.hash_key, memory, peers }
     }
 
     /// Spans held as owner, as replica, as stand-in, and traces, over all shards.
@@ -139,6 +163,36 @@ impl Shards {
             *sum = self.held.iter().map(|held| held.spans[role].load(Relaxed)).sum();
         }
         (spans, self.held.iter().map(|held| held.traces.load(Relaxed)).sum())
+    }
+
+    /// By role, since when the oldest trace that is held is; to the second.
+    pub fn held_since(&self) -> [Option<Instant>; 3] {
+        std::array::from_fn(|role| {
+            let since = |held: &Held| held.held_since[role].get(self.started);
+            self.held.iter().filter_map(since).min()
+        })
+    }
+
+    /// Since when the oldest trace that is remembered is; to the second.
+    pub fn remembered_since(&self) -> Option<Instant> {
+        self.held.iter().filter_map(|held| held.remembered_since.get(self.started)).min()
+    }
+
+    /// The slot of a trace.
+    pub fn slot(&self, trace_id: TraceId) -> Slot {
+        self.hash_key.slot(&trace_id.0)
+    }
+
+    /// What this node holds or remembers of a trace.
+    ///
+    /// # Errors
+    /// The node is stopping.
+    pub async fn tell(&self, trace_id: TraceId) -> Result<Option<Told>, HoldError> {
+        let (reply, replied) = oneshot::channel();
+        let shard = self.shard_of(self.slot(trace_id));
+        let sent = self.inputs[shard].send(Input::Tell { trace_id, reply }).await;
+        sent.map_err(|_| HoldError::Stopping)?;
+        replied.await.map_err(|_| HoldError::Stopping)
     }
 
     /// Holds what a peer sent, and says what to answer.
@@ -174,7 +228,7 @@ impl Shards {
         let mut parts: Vec<Vec<_>> = vec![Vec::new(); self.inputs.len()];
         for trace in done {
             let id = frame::trace_id(&trace.trace_id)?;
-            parts[self.shard_of(self.hash_key.slot(&id.0))].push((id, trace.verdict(), trace.sum));
+            parts[self.shard_of(self.slot(id))].push((id, trace.verdict(), trace.sum));
         }
         for (shard, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             let sent = self.inputs[shard].send(Input::Done(part)).await;

@@ -12,10 +12,12 @@ mod asking;
 mod attempt;
 mod deciding;
 mod fingerprint;
+mod held;
 mod hold;
 mod remembering;
 mod scopes;
 mod table;
+mod telling;
 pub(crate) mod trace;
 
 pub use asking::Reply;
@@ -27,6 +29,7 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
+use held::Held;
 use scopes::Scopes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -192,8 +195,7 @@ pub struct Shard {
     attempt_number: u32,
     trace_bytes: usize,
     remembered_bytes: usize,
-    held: [u64; 3],
-    held_traces: u64,
+    held: Held,
     scratch: Vec<u8>,
     effects: Vec<Effect>,
     tally: Tally,
@@ -229,8 +231,7 @@ impl Shard {
             attempt_number: 0,
             trace_bytes: 0,
             remembered_bytes: 0,
-            held: [0; 3],
-            held_traces: 0,
+            held: Held::default(),
             scratch: Vec::new(),
             effects: Vec::new(),
             tally: Tally::default(),
@@ -244,12 +245,12 @@ impl Shard {
 
     /// Traces of which something is held.
     pub fn held_trace_count(&self) -> u64 {
-        self.held_traces
+        self.held.traces()
     }
 
     /// Spans held as owner, as replica, as stand-in.
     pub fn held(&self) -> [u64; 3] {
-        self.held
+        self.held.spans()
     }
 
     /// The hash of the view that this shard knows.
@@ -293,7 +294,7 @@ impl Shard {
         self.my_index = index_of(&self.placement, &self.me);
         self.state = state;
         let now_ms = self.ms(now);
-        self.held = [0; 3];
+        self.held = Held::default();
         let held: Vec<u32> = self
             .table
             .iter()
@@ -305,7 +306,7 @@ impl Shard {
             let role = self.role(trace.slot);
             let was_owner = former.holders(trace.slot).map(|holders| holders.owner) == former_index
                 && former_index.is_some();
-            self.held[role as usize] += u64::from(trace.held_count);
+            self.held.change(role, trace.held_since, 0, trace.held_count);
             let flush = self.is_last_to_leave();
             let Some(trace) = self.table.get_mut(index) else { continue };
             if role == Role::Owner && !was_owner && trace.due_ms <= now_ms {
@@ -378,10 +379,7 @@ impl Shard {
             trace.asked = 0;
         }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
-        self.held_traces += u64::from(after.held > 0);
-        self.held_traces -= u64::from(before.held > 0);
-        let held = &mut self.held[role as usize];
-        *held = *held + u64::from(after.held) - u64::from(before.held);
+        self.held.change(role, trace.held_since, before.held, after.held);
         if trace.is_remembered() {
             self.remembered_bytes -= before.bytes;
             if after.held == 0 {

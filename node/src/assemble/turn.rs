@@ -60,6 +60,7 @@ pub(super) struct Turn {
     pub(super) peers: Peers,
     pub(super) memory: Arc<Memory>,
     pub(super) held: Arc<[Held]>,
+    pub(super) started: Instant,
     pub(super) metrics: TraceMetrics,
 }
 
@@ -117,6 +118,9 @@ impl Turn {
                 self.publish_held();
                 // Whoever asked may have gone away; what is stored stays.
                 let _ = reply.send(said);
+            }
+            Input::Tell { trace_id, reply } => {
+                let _ = reply.send(self.shard.tell(now, trace_id));
             }
             Input::Done(done) => {
                 for (trace_id, verdict, sum) in done {
@@ -214,6 +218,8 @@ impl Turn {
 
     fn publish(&mut self) {
         self.publish_held();
+        let remembered_since = self.shard.remembered_since();
+        self.held[self.number].remembered_since.set(self.started, remembered_since);
         count(&self.metrics, &self.shard.take_tally());
     }
 
@@ -224,6 +230,9 @@ impl Turn {
             gauge.store(spans, Relaxed);
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
+        for (gauge, since) in held.held_since.iter().zip(self.shard.held_since()) {
+            gauge.set(self.started, since);
+        }
     }
 }
 

@@ -48,8 +48,7 @@ impl Shard {
         let role = self.role_of(index);
         let Some(trace) = self.table.remove(index) else { return };
         self.trace_bytes -= trace.cost_bytes();
-        self.held[role as usize] -= u64::from(trace.held_count);
-        self.held_traces -= u64::from(trace.held_count > 0);
+        self.held.change(role, trace.held_since, trace.held_count, 0);
         if trace.is_remembered() {
             self.remembered_bytes -= trace.cost_bytes();
         }
