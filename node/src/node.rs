@@ -17,6 +17,7 @@ use crate::assemble::Shards;
 use crate::config::{self, Config};
 use crate::console;
 use crate::environment::{BindMesh, Environment, WallClock};
+use crate::explain::explain;
 use crate::ingest::{Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
 use crate::memory::Memory;
@@ -25,6 +26,7 @@ use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
+use crate::status::Ending;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
@@ -34,7 +36,7 @@ use settings::{
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -122,6 +124,7 @@ pub(crate) struct Parts {
     weight: f64,
     replicas: u8,
     advertised: SocketAddr,
+    console: Option<SocketAddr>,
     wall_clock: WallClock,
     membership: Arc<Membership>,
     transport: Transport,
@@ -130,7 +133,10 @@ pub(crate) struct Parts {
     memory: Arc<Memory>,
     in_flight: Arc<InFlight>,
     metrics: Metrics,
+    registry: Arc<Registry>,
+    started_unix_seconds: u64,
     draining: CancellationToken,
+    ended: watch::Sender<Option<Ending>>,
 }
 
 /// A running node.
@@ -143,7 +149,6 @@ pub struct Node {
     handlers: watch::Sender<mesh::Handlers>,
     drain: config::Drain,
     tasks: Tasks,
-    registry: Arc<Registry>,
     workers: Option<Workers>,
     _directory: DataDirectory,
 }
@@ -168,6 +173,7 @@ impl Node {
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { bind_mesh, wall_clock, seed, start_sinks, open_starts, shard_count } =
             environment;
+        let started_unix_seconds = unix_seconds(&wall_clock);
         let tasks = Tasks::default();
         let taken = take(config, bind_mesh).await?;
         let meters = meters(config);
@@ -203,6 +209,7 @@ impl Node {
             weight: config.node.weight,
             replicas: config.cluster.replicas,
             advertised,
+            console: addresses.console.first().copied(),
             wall_clock,
             membership,
             transport,
@@ -211,11 +218,14 @@ impl Node {
             memory,
             in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
             metrics: meters.stages,
+            registry: meters.registry,
+            started_unix_seconds,
             draining: CancellationToken::new(),
+            ended: watch::Sender::new(None),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
-        start_consoles(taken.consoles, &meters.registry, &parts, &tasks);
+        start_consoles(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
             addresses,
@@ -226,7 +236,6 @@ impl Node {
             handlers,
             drain: config.drain.clone(),
             tasks,
-            registry: meters.registry,
             workers,
             _directory: taken.directory,
         })
@@ -244,8 +253,8 @@ impl Node {
 
     /// A look at it from beside.
     pub fn observer(&self) -> Observer {
-        let Parts { membership, shards, .. } = &self.parts;
-        Observer::new(membership, shards.clone(), Arc::clone(&self.registry))
+        let Parts { membership, shards, registry, .. } = &self.parts;
+        Observer::new(membership, shards.clone(), Arc::clone(registry))
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -260,6 +269,7 @@ impl Node {
             name = tasks.panicked() => Some(End::Panicked(name)),
             () = failed(&mut workers) => Some(End::Panicked("sink")),
             () = &mut asked => None,
+            () = self.parts.draining.cancelled() => None,
             () = self.follow_state() => None,
         };
         let end = match end {
@@ -272,6 +282,7 @@ impl Node {
             },
         };
         self.workers = workers;
+        self.parts.ended.send_replace(Some(report::ending(&end)));
         self.stop().await;
         end
     }
@@ -301,6 +312,8 @@ impl Node {
         tracing::info!(%id, members, owned_slots, "ready");
         if status.degraded.iter().any(|what| what == "alone") {
             tracing::warn!("no seed answers: this node works alone, and holds each span once");
+        } else if members < 2 {
+            tracing::warn!("no other node is here: each span is held once, until one comes");
         }
         if self.parts.replicas == 0 {
             tracing::warn!("cluster.replicas is 0: what a node holds is lost when it crashes");
@@ -439,18 +452,26 @@ fn start_ingest(
     (admission, close)
 }
 
-fn start_consoles(
-    listeners: Vec<Listener>,
-    registry: &Arc<Registry>,
-    parts: &Parts,
-    tasks: &Tasks,
-) {
-    let status: Arc<_> = Arc::new(report::reporter(parts));
+fn start_consoles(listeners: Vec<Listener>, parts: &Parts, tasks: &Tasks) {
+    let (shards, peers) = (parts.shards.clone(), parts.peers.clone());
+    let source = console::Source {
+        status: Arc::new(report::reporter(parts)),
+        registry: Arc::clone(&parts.registry),
+        explain: Arc::new(move |trace_id| {
+            let (shards, peers) = (shards.clone(), peers.clone());
+            Box::pin(async move { explain(&shards, &peers, trace_id).await })
+        }),
+        draining: parts.draining.clone(),
+        ended: parts.ended.subscribe(),
+    };
     for listener in listeners {
-        let (status, registry) = (status.clone(), Arc::clone(registry));
-        let source = console::Source { status, registry };
-        tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
+        tasks.spawn("console", console::serve(listener, source.clone(), tasks.stopping()));
     }
+}
+
+fn unix_seconds(wall_clock: &WallClock) -> u64 {
+    let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 /// The address that others reach this node at.

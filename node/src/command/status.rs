@@ -193,6 +193,7 @@ mod tests {
             generation: 3,
             epoch: 1,
             mesh_address: "127.0.0.1:4319".to_owned(),
+            console_address: "127.0.0.1:4320".to_owned(),
             zone: zone.to_owned(),
             weight: 1.0,
             owned_slots: 32_768,
@@ -205,6 +206,7 @@ mod tests {
         Status {
             id: "a".to_owned(),
             cluster: "blue".to_owned(),
+            started_unix_seconds: 1_700_000_000,
             state: State::Active,
             ready: true,
             degraded: vec!["alone".to_owned()],

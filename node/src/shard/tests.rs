@@ -164,7 +164,7 @@ impl Rig {
         let remembered = traces().filter(|trace| trace.is_remembered());
         assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum::<usize>());
         let held: u64 = traces().map(|trace| u64::from(trace.held_count)).sum();
-        assert_eq!(self.shard.held.iter().sum::<u64>(), held);
+        assert_eq!(self.shard.held().iter().sum::<u64>(), held);
         let held = traces().filter(|trace| trace.held_count > 0).count();
         assert_eq!(self.shard.held_trace_count(), held as u64);
     }
