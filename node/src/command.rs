@@ -6,10 +6,16 @@
 
 mod check_config;
 mod completions;
+mod console;
+mod drain;
+mod explain;
 mod keygen;
 mod load;
 mod run;
 mod status;
+mod table;
+#[cfg(test)]
+mod testing;
 
 pub use load::load_requests;
 
@@ -83,6 +89,10 @@ enum Command {
     Keygen(keygen::Arguments),
     /// Show the members of a mesh and what they hold
     Status(status::Arguments),
+    /// Show who owns a trace and why, and who holds what of it
+    Explain(explain::Arguments),
+    /// End a node in order, and say how it went
+    Drain(drain::Arguments),
     /// Send traces, take what comes out, and verify it
     Load(load::Arguments),
     /// Print completions for a shell
@@ -129,6 +139,8 @@ impl Command {
             Self::CheckConfig(arguments) => check_config::run(&arguments, surroundings, output),
             Self::Keygen(arguments) => keygen::run(&arguments, &mut OsRng.unwrap_err(), output),
             Self::Status(arguments) => block_on(status::run(&arguments, output)),
+            Self::Explain(arguments) => block_on(explain::run(&arguments, output)),
+            Self::Drain(arguments) => block_on(drain::run(&arguments, output)),
             Self::Completions(arguments) => completions::run(&arguments, output),
         };
         exit.map(ExitCode::from)
@@ -188,6 +200,8 @@ mod tests {
             "tracemesh --base-prot 1",
             "tracemesh --base-port 65533",
             "tracemesh demo",
+            "tracemesh explain",
+            "tracemesh explain 12",
             "tracemesh keygen extra",
             "tracemesh --bind ::1 run",
         ] {
