@@ -185,6 +185,19 @@ mod tests {
     }
 
     #[test]
+    fn every_command_is_in_the_readme() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        let readme = std::fs::read_to_string(path).expect("the README is there");
+        let command = CommandLine::command();
+        // Whoever needs completions finds them in the help.
+        let named = command.get_subcommands().map(clap::Command::get_name);
+        for name in named.filter(|name| !["run", "completions"].contains(name)) {
+            let line = format!("tracemesh {name}");
+            assert!(readme.contains(&line), "README.md: say what `{line}` is for");
+        }
+    }
+
+    #[test]
     fn flags_alone_are_those_of_run() {
         let bare = parsed("tracemesh --base-port 4327 --seed a:1 --seed b:2").unwrap();
         assert!(bare.command.is_none());

@@ -178,6 +178,15 @@ async fn page_escapes_what_others_named_themselves() {
     }
 }
 
+#[test]
+fn every_path_is_in_the_readme() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = std::fs::read_to_string(path).expect("the README is there");
+    for (path, _) in PATHS.iter().chain(&QUESTIONS) {
+        assert!(readme.contains(&format!("`{path}`")), "README.md: say what is at {path}");
+    }
+}
+
 #[tokio::test]
 async fn every_path_that_is_listed_exists() {
     let server = Server::start().await;

@@ -9,11 +9,19 @@
 
 use crate::status::Status;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-/// The status of members, by id.
-pub(super) type Reading = BTreeMap<String, Status>;
+/// Every member at about one moment, by id.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reading {
+    /// What they say.
+    pub(super) members: BTreeMap<String, Status>,
+    /// Why others say nothing.
+    pub(super) silent: BTreeMap<String, String>,
+    /// Those that left, and took their counters with them.
+    pub(super) gone: BTreeSet<String>,
+}
 
 /// Spans over all members at the second reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -32,16 +40,16 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    fn of(reading: &Reading) -> Self {
-        let counter = |name| reading.values().map(|status| counter(status, name)).sum();
+    fn of(members: &BTreeMap<String, Status>) -> Self {
+        let counter = |name| members.values().map(|status| counter(status, name)).sum();
         Self {
             accepted: counter("spans_accepted_total"),
             exported: counter("spans_exported_total"),
             sampled_out: counter("spans_sampled_out_total"),
             dropped: counter("spans_dropped_total"),
             redelivered: counter("spans_redelivered_total"),
-            held_owner: reading.values().map(|status| status.spans_held.owner).sum(),
-            held_stand_in: reading.values().map(|status| status.spans_held.stand_in).sum(),
+            held_owner: members.values().map(|status| status.spans_held.owner).sum(),
+            held_stand_in: members.values().map(|status| status.spans_held.stand_in).sum(),
             repaired: counter("spans_repaired_total"),
             unacknowledged: counter("spans_unacknowledged_total"),
             rerouted: counter("spans_rerouted_total"),
@@ -102,7 +110,8 @@ pub(super) struct Finding {
     pub(super) difference_min: i64,
     /// At most this.
     pub(super) difference_max: i64,
-    /// Members that left, crashed, started again or were out of reach, as the others counted.
+    /// Members that left, crashed, started again or were out of reach, as the one counted that saw
+    /// most of it.
     pub(super) members_gone: u64,
     pub(super) started_later: Vec<Later>,
     /// Whether all act by one view.
@@ -111,16 +120,22 @@ pub(super) struct Finding {
     pub(super) silent: BTreeMap<String, String>,
 }
 
-/// Compares both sides over two readings of the members; `silent` are those that gave none.
-pub(super) fn find(before: &Reading, after: &Reading, silent: BTreeMap<String, String>) -> Finding {
-    let sums = Sums::of(after);
-    let (difference_min, difference_max) = difference(before, after);
-    let restarted = after.iter().filter(|(id, status)| {
-        let before = before.get(*id);
-        before.is_some_and(|before| before.started_unix_seconds != status.started_unix_seconds)
-    });
-    let gone: u64 = after.values().map(|status| counter(status, "members_gone_total")).sum();
-    let members_gone = gone + restarted.count() as u64;
+/// Compares both sides over two readings.
+pub(super) fn find(before: Reading, after: Reading) -> Finding {
+    let Reading { members, mut silent, mut gone } = after;
+    let (before, silent_before) = (before.members, before.silent);
+    // Of whom the first reading is missing, what moved is not known.
+    silent.extend(silent_before.into_iter().filter(|(id, _)| members.contains_key(id)));
+    let began_anew = |id: &&String| match (before.get(*id), members.get(*id)) {
+        (Some(before), Some(after)) => before.started_unix_seconds != after.started_unix_seconds,
+        (Some(_), None) => !silent.contains_key(*id),
+        (None, _) => false,
+    };
+    gone.extend(before.keys().filter(began_anew).cloned());
+    let gone_before = members.values().map(|status| counter(status, "members_gone_total")).max();
+    let members_gone = gone_before.unwrap_or(0).max(gone.len() as u64);
+    let sums = Sums::of(&members);
+    let (difference_min, difference_max) = difference(&before, &members);
     let meets = |allowed: RangeInclusive<i64>| {
         difference_min <= *allowed.end() && difference_max >= *allowed.start()
     };
@@ -135,34 +150,31 @@ pub(super) fn find(before: &Reading, after: &Reading, silent: BTreeMap<String, S
     } else {
         Verdict::Unexplained
     };
-    let first = after.values().map(|status| status.started_unix_seconds).min().unwrap_or(0);
-    let later = after.iter().map(|(id, status)| {
+    let first = members.values().map(|status| status.started_unix_seconds).min().unwrap_or(0);
+    let later = members.iter().map(|(id, status)| {
         let seconds = status.started_unix_seconds - first;
         Later { id: id.clone(), seconds }
     });
-    let views_agree = after.values().all(|status| Some(&status.view) == first_view(after));
+    let mut views = members.values().map(|status| &status.view);
+    let view = views.next();
     Finding {
         verdict,
-        members: after.len(),
+        members: members.len(),
         difference_min,
         difference_max,
         members_gone,
         started_later: later.filter(|later| later.seconds > 0).collect(),
-        views_agree,
+        views_agree: views.all(|other| Some(other) == view),
         silent,
         sums,
     }
-}
-
-fn first_view(reading: &Reading) -> Option<&crate::status::View> {
-    reading.values().next().map(|status| &status.view)
 }
 
 /// The least and the most that right minus left can have been at a moment between the readings.
 ///
 /// A counter was between its two values. What owners held was at least what they held first without
 /// what became done since, and at most that with what came since.
-fn difference(before: &Reading, after: &Reading) -> (i64, i64) {
+fn difference(before: &BTreeMap<String, Status>, after: &BTreeMap<String, Status>) -> (i64, i64) {
     let (first, second) = (Sums::of(before), Sums::of(after));
     let done = |sums: &Sums| sums.exported + sums.sampled_out + sums.dropped;
     let counted = |sums: &Sums| signed(done(sums) + sums.redelivered);
@@ -199,9 +211,12 @@ mod tests {
         (id.to_owned(), Status { counters: counters.collect(), spans_held, ..status(id) })
     }
 
+    fn reading(nodes: &[(String, Status)]) -> Reading {
+        Reading { members: nodes.iter().cloned().collect(), ..Reading::default() }
+    }
+
     fn at_rest(nodes: &[(String, Status)]) -> Finding {
-        let reading: Reading = nodes.iter().cloned().collect();
-        find(&reading, &reading, BTreeMap::new())
+        find(reading(nodes), reading(nodes))
     }
 
     #[test]
@@ -248,7 +263,6 @@ mod tests {
 
     #[test]
     fn what_moved_between_the_readings_bounds_the_difference() {
-        let reading = |nodes: &[(String, Status)]| nodes.iter().cloned().collect::<Reading>();
         let before = reading(&[
             node("a", 30, &[("accepted", 100), ("exported", 60)]),
             node("b", 0, &[("accepted", 0)]),
@@ -257,14 +271,14 @@ mod tests {
             node("a", 10, &[("accepted", 150), ("exported", 120)]),
             node("b", 0, &[("accepted", 5)]),
         ]);
-        let finding = find(&before, &after, BTreeMap::new());
+        let finding = find(before, after);
         // At rest these would be 10 and 25 missing spans; 55 were accepted meanwhile.
         assert_eq!(finding.verdict, Verdict::Balanced);
         assert!(finding.difference_min <= 0 && finding.difference_max >= 0, "{finding:?}");
 
         let lost = reading(&[node("a", 10, &[("accepted", 1150), ("exported", 120)])]);
         let before = reading(&[node("a", 30, &[("accepted", 1100), ("exported", 60)])]);
-        let finding = find(&before, &lost, BTreeMap::new());
+        let finding = find(before, lost);
         assert_eq!(finding.verdict, Verdict::Unexplained, "1,000 are more than what moved");
         assert!(finding.difference_max < -900, "{finding:?}");
     }
@@ -280,8 +294,10 @@ mod tests {
 
         let [before, mut after] = [0, 1].map(|_| [node("a", 0, &[("exported", 9)])]);
         after[0].1.started_unix_seconds += 1;
-        let [before, after] = [before, after].map(|nodes| nodes.into_iter().collect());
-        let finding = find(&before, &after, BTreeMap::new());
+        let finding = find(reading(&before), reading(&after));
+        assert_eq!((finding.verdict, finding.members_gone), (Verdict::MembersGone, 1));
+        let both = [before[0].clone(), node("b", 0, &[])];
+        let finding = find(reading(&both), reading(&before));
         assert_eq!((finding.verdict, finding.members_gone), (Verdict::MembersGone, 1));
     }
 
@@ -289,9 +305,14 @@ mod tests {
     fn silent_member_and_other_view_are_told() {
         let (id, mut other) = node("b", 0, &[]);
         other.view.hash = "0001".to_owned();
-        let reading: Reading = [node("a", 0, &[]), (id, other)].into();
-        let silent = BTreeMap::from([("c".to_owned(), "no way".to_owned())]);
-        let finding = find(&reading, &reading, silent);
+        let mut first = reading(&[node("a", 0, &[]), (id, other)]);
+        first.silent.insert("c".to_owned(), "no way".to_owned());
+        let finding = find(first.clone(), first.clone());
         assert_eq!((finding.verdict, finding.views_agree), (Verdict::Incomplete, false));
+        let mut second = first.clone();
+        second.silent.clear();
+        assert_eq!(find(first.clone(), second.clone()).verdict, Verdict::Balanced, "c is no more");
+        second.members.extend([node("c", 0, &[])]);
+        assert_eq!(find(first, second).verdict, Verdict::Incomplete, "c came back");
     }
 }
