@@ -5,6 +5,7 @@
 //! anything is accepted, so a node that starts at all is a node that works. Each datum belongs to
 //! the stage that started first; the others hold handles.
 
+mod consoles;
 mod data_directory;
 mod observer;
 mod report;
@@ -15,9 +16,7 @@ pub use observer::Observer;
 
 use crate::assemble::Shards;
 use crate::config::{self, Config};
-use crate::console;
 use crate::environment::{BindMesh, Environment, WallClock};
-use crate::explain::explain;
 use crate::ingest::{Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
 use crate::memory::Memory;
@@ -134,7 +133,7 @@ pub(crate) struct Parts {
     in_flight: Arc<InFlight>,
     metrics: Metrics,
     registry: Arc<Registry>,
-    started_unix_seconds: u64,
+    started: SystemTime,
     draining: CancellationToken,
     ended: watch::Sender<Option<Ending>>,
 }
@@ -173,7 +172,7 @@ impl Node {
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { bind_mesh, wall_clock, seed, start_sinks, open_starts, shard_count } =
             environment;
-        let started_unix_seconds = unix_seconds(&wall_clock);
+        let started = wall_clock();
         let tasks = Tasks::default();
         let taken = take(config, bind_mesh).await?;
         let meters = meters(config);
@@ -219,13 +218,13 @@ impl Node {
             in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
             metrics: meters.stages,
             registry: meters.registry,
-            started_unix_seconds,
+            started,
             draining: CancellationToken::new(),
             ended: watch::Sender::new(None),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
-        start_consoles(taken.consoles, &parts, &tasks);
+        consoles::start(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
             addresses,
@@ -450,28 +449,6 @@ fn start_ingest(
     let serve = listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
     tasks.spawn("ingest", serve);
     (admission, close)
-}
-
-fn start_consoles(listeners: Vec<Listener>, parts: &Parts, tasks: &Tasks) {
-    let (shards, peers) = (parts.shards.clone(), parts.peers.clone());
-    let source = console::Source {
-        status: Arc::new(report::reporter(parts)),
-        registry: Arc::clone(&parts.registry),
-        explain: Arc::new(move |trace_id| {
-            let (shards, peers) = (shards.clone(), peers.clone());
-            Box::pin(async move { explain(&shards, &peers, trace_id).await })
-        }),
-        draining: parts.draining.clone(),
-        ended: parts.ended.subscribe(),
-    };
-    for listener in listeners {
-        tasks.spawn("console", console::serve(listener, source.clone(), tasks.stopping()));
-    }
-}
-
-fn unix_seconds(wall_clock: &WallClock) -> u64 {
-    let since = wall_clock().duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
 }
 
 /// The address that others reach this node at.

@@ -12,7 +12,7 @@ use crate::metrics::{
 use crate::status::{self, Ending, SpansHeld, State, Status, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::{Load, MemberState, NodeId, PeerInfo, Placement, Update};
@@ -69,7 +69,7 @@ pub(super) fn status(parts: &Parts) -> Status {
     Status {
         id: parts.peers.me().to_string(),
         cluster: parts.cluster.clone(),
-        started_unix_seconds: parts.started_unix_seconds,
+        started_unix_seconds: unix_seconds(parts.started),
         state: state(standing.state),
         ready: standing.state == MemberState::Active && !parts.draining.is_cancelled(),
         degraded,
@@ -106,6 +106,11 @@ fn reachable(console: Option<SocketAddr>, mesh: SocketAddr) -> String {
         console.set_ip(mesh.ip());
     }
     console.to_string()
+}
+
+/// A clock before 1970 is not set.
+fn unix_seconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// What those are told who wait for a node's end.

@@ -101,7 +101,7 @@ fn report(finding: &Finding) -> String {
         cell("+ dropped", sums.dropped),
         cell("+ redelivered", sums.redelivered),
         cell("+ held by owners", sums.held_owner),
-        cell("right side", sums.right()),
+        cell("right side", finding.accounted_for),
     ]));
     let (min, max) = (finding.difference_min, finding.difference_max);
     let _ = match max - min {

@@ -58,7 +58,7 @@ impl Sums {
     }
 
     /// Accepted spans that are accounted for.
-    pub(super) fn right(&self) -> u64 {
+    fn right(&self) -> u64 {
         self.exported + self.sampled_out + self.dropped + self.redelivered + self.held_owner
     }
 
@@ -106,6 +106,8 @@ pub(super) struct Finding {
     /// Members that were read twice.
     pub(super) members: usize,
     pub(super) sums: Sums,
+    /// Accepted spans that are accounted for: the right side, at the second reading.
+    pub(super) accounted_for: u64,
     /// Right side minus left side at one moment: at least this.
     pub(super) difference_min: i64,
     /// At most this.
@@ -166,6 +168,7 @@ pub(super) fn find(before: Reading, after: Reading) -> Finding {
         started_later: later.filter(|later| later.seconds > 0).collect(),
         views_agree: views.all(|other| Some(other) == view),
         silent,
+        accounted_for: sums.right(),
         sums,
     }
 }
