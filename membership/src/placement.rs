@@ -97,6 +97,14 @@ impl Placement {
         holders(&ranked)
     }
 
+    /// What every member of the view scores for a slot, the highest first: the first is its owner,
+    /// and the next one in another zone, or the next one at all, its replica.
+    #[must_use]
+    pub fn scores(&self, slot: Slot) -> Vec<(MemberIndex, f64)> {
+        let scores = self.table.contenders.scores(slot.0);
+        scores.into_iter().map(|(member, score)| (member, score / 1000.0)).collect()
+    }
+
     /// How many slots a member owns, and how many it holds as replica; (0, 0) for an index that is
     /// not in the view.
     #[must_use]

@@ -11,6 +11,7 @@
 //! the order by score is the order by hash, and the logarithms need not be computed. The arithmetic
 //! is integers, one division, and a logarithm in pure Rust, so that all platforms agree.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 
@@ -78,7 +79,7 @@ impl Contenders {
     /// The owner has the highest score of those admitted; the replica the highest of those in
     /// another zone than the owner's or, where there is none, the second highest.
     pub(crate) fn rank(&self, slot: u16, admits: impl Fn(MemberIndex) -> bool) -> Ranked {
-        let slot_key = finalize((u64::from(slot) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let slot_key = slot_key(slot);
         let (mut first, mut second, mut elsewhere) = (Draw::NONE, Draw::NONE, Draw::NONE);
         for zone in &self.zones {
             let (best, runner_up) = if self.equal_weights {
@@ -95,6 +96,22 @@ impl Contenders {
         }
         let replica = if elsewhere.index == NOBODY { second.index } else { elsewhere.index };
         Ranked { owner: first.index, replica }
+    }
+
+    /// What everybody scores for a slot, the highest first.
+    pub(crate) fn scores(&self, slot: u16) -> Vec<(MemberIndex, f64)> {
+        let slot_key = slot_key(slot);
+        let members = self.zones.iter().flat_map(|zone| &zone.members);
+        let draw = |&Contender { node_key, weight, index }: &Contender| {
+            let hash = finalize(slot_key ^ node_key);
+            Draw { score: weight / -libm::log(fraction(hash)), hash, index }
+        };
+        let mut draws: Vec<Draw> = members.map(draw).collect();
+        draws.sort_unstable_by(|one, other| match one.beats(other) {
+            true => Ordering::Less,
+            false => Ordering::Greater,
+        });
+        draws.into_iter().map(|draw| (draw.index, draw.score)).collect()
     }
 }
 
@@ -152,6 +169,11 @@ impl Draw {
             self.index < other.index
         }
     }
+}
+
+/// What a slot brings to every member's draw.
+fn slot_key(slot: u16) -> u64 {
+    finalize((u64::from(slot) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
 /// Of the id alone: neither its address nor its generation moves a slot.
@@ -231,6 +253,15 @@ mod tests {
             let expected = by_the_book(&contenders, slot, admitted);
             let admits = |index: MemberIndex| admitted >> index & 1 == 1;
             prop_assert_eq!(contenders.rank(slot, admits), expected);
+        }
+
+        #[test]
+        fn whoever_scores_highest_is_the_owner(contenders in contenders(), slot: u16) {
+            let scores = contenders.scores(slot);
+            prop_assert_eq!(scores.len(), contenders.len());
+            prop_assert!(scores.is_sorted_by(|one, other| one.1 >= other.1));
+            let owner = scores.first().map_or(NOBODY, |first| first.0);
+            prop_assert_eq!(owner, contenders.rank(slot, |_| true).owner);
         }
 
         #[test]

@@ -12,21 +12,23 @@ mod turn;
 
 use crate::cut::Cut;
 use crate::decide::Decide;
-use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Verdict};
+use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Told, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
-use crate::metrics::TraceMetrics;
+use crate::metrics::{Direction, DirectionLabels, TraceMetrics};
 use crate::scan::scan_trusted;
 use crate::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
 use crate::sink::{Attempt, DeadLetters, Sink};
 use crate::spans::TraceId;
 use crate::tasks::Tasks;
 use part::{Part, PartReply};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
-use tracemesh_membership::{HashKey, Slot};
+use tracemesh_membership::{HashKey, NodeId, Slot};
 
 /// Inputs that wait for one shard. Each is a part of a frame that is already counted in the budget;
 /// at 64 the shard has work for some milliseconds, and more would only hide that it is slow.
@@ -55,6 +57,7 @@ enum Input {
     Hold { cut: Arc<Cut>, part: Part, hold: HoldPart, reply: oneshot::Sender<PartReply> },
     Done(Vec<(TraceId, Verdict, u64)>),
     HeldTraces(oneshot::Sender<Vec<(HoldTrace, Attempt)>>),
+    Tell { trace_id: TraceId, reply: oneshot::Sender<Option<Told>> },
 }
 
 /// Spans and traces that the shards hold now.
@@ -66,8 +69,30 @@ pub struct Held {
     pub traces: AtomicU64,
     /// Unplaced traces, remembered ones included.
     pub unplaced: AtomicU64,
+    /// Traces that each member of the view has yet to confirm.
+    unplaced_by_member: Mutex<BTreeMap<NodeId, u64>>,
     /// The view that the shard knows, while everything is placed that was unplaced when it began.
     settled: Mutex<Option<u64>>,
+    /// By role, when the oldest trace that is held began to be: see [`Since`].
+    held_since: [Since; 3],
+    /// When the oldest trace that is remembered began to be.
+    remembered_since: Since,
+}
+
+/// A moment in seconds after the shards' start, and one; 0 for none.
+#[derive(Debug, Default)]
+struct Since(AtomicU64);
+
+impl Since {
+    fn set(&self, started: Instant, since: Option<Instant>) {
+        let seconds = since.map_or(0, |since| since.duration_since(started).as_secs() + 1);
+        self.0.store(seconds, Relaxed);
+    }
+
+    fn get(&self, started: Instant) -> Option<Instant> {
+        let seconds = self.0.load(Relaxed).checked_sub(1)?;
+        started.checked_add(Duration::from_secs(seconds))
+    }
 }
 
 /// The shards of this node; clones share them.
@@ -76,13 +101,19 @@ pub struct Shards {
     inputs: Arc<[mpsc::Sender<Input>]>,
     held: Arc<[Held]>,
     placed: Arc<Notify>,
+    started: Instant,
     hash_key: HashKey,
     hand_over_bytes_per_second: u64,
     memory: Arc<Memory>,
     peers: Peers,
+    metrics: TraceMetrics,
 }
 
 impl Held {
+    fn set_unplaced_by_member(&self, counts: BTreeMap<NodeId, u64>) {
+        *self.unplaced_by_member.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
     fn settled(&self) -> MutexGuard<'_, Option<u64>> {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,7 +142,7 @@ impl Shards {
         metrics: &TraceMetrics,
         tasks: &Tasks,
     ) -> Self {
-        let count = settings.shard_count.max(1);
+        let (count, started) = (settings.shard_count.max(1), Instant::now());
         let held: Arc<[Held]> = std::iter::repeat_with(Held::default).take(count).collect();
         let placed = Arc::default();
         let limits = Limits {
@@ -128,7 +159,7 @@ impl Shards {
                 sink_set,
                 (settings.decide)(),
                 Standing::alone(peers.placement()),
-                Instant::now(),
+                started,
             );
             let turn = turn::Turn {
                 number,
@@ -140,6 +171,7 @@ impl Shards {
                 memory: Arc::clone(&memory),
                 held: Arc::clone(&held),
                 placed: Arc::clone(&placed),
+                started,
                 metrics: metrics.clone(),
             };
             tasks.spawn("shard", turn.run(inputs, tasks.stopping()));
@@ -147,12 +179,32 @@ impl Shards {
         });
         let inputs = inputs.collect();
         let Settings { hash_key, hand_over_bytes_per_second, .. } = settings;
-        Self { inputs, held, placed, hash_key, hand_over_bytes_per_second, memory, peers }
+        Self {
+            inputs,
+            held,
+            placed,
+            started,
+            hash_key,
+            hand_over_bytes_per_second,
+            memory,
+            peers,
+            metrics: metrics.clone(),
+        }
     }
 
     /// Unplaced traces, remembered ones included.
     pub fn unplaced(&self) -> u64 {
         self.held.iter().map(|held| held.unplaced.load(Relaxed)).sum()
+    }
+
+    /// Traces that each member of the view has yet to confirm.
+    pub fn unplaced_by_member(&self) -> BTreeMap<NodeId, u64> {
+        let mut sums = BTreeMap::new();
+        for held in self.held.iter() {
+            let counts = held.unplaced_by_member.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.iter().for_each(|(id, count)| *sums.entry(id.clone()).or_default() += count);
+        }
+        sums
     }
 
     /// Whether all shards know this view, and everything is placed that was unplaced when it began.
@@ -174,6 +226,36 @@ impl Shards {
         (spans, self.held.iter().map(|held| held.traces.load(Relaxed)).sum())
     }
 
+    /// By role, since when the oldest trace that is held is; to the second.
+    pub fn held_since(&self) -> [Option<Instant>; 3] {
+        std::array::from_fn(|role| {
+            let since = |held: &Held| held.held_since[role].get(self.started);
+            self.held.iter().filter_map(since).min()
+        })
+    }
+
+    /// Since when the oldest trace that is remembered is; to the second.
+    pub fn remembered_since(&self) -> Option<Instant> {
+        self.held.iter().filter_map(|held| held.remembered_since.get(self.started)).min()
+    }
+
+    /// The slot of a trace.
+    pub fn slot(&self, trace_id: TraceId) -> Slot {
+        self.hash_key.slot(&trace_id.0)
+    }
+
+    /// What this node holds or remembers of a trace.
+    ///
+    /// # Errors
+    /// The node is stopping.
+    pub async fn tell(&self, trace_id: TraceId) -> Result<Option<Told>, HoldError> {
+        let (reply, replied) = oneshot::channel();
+        let shard = self.shard_of(self.slot(trace_id));
+        let sent = self.inputs[shard].send(Input::Tell { trace_id, reply }).await;
+        sent.map_err(|_| HoldError::Stopping)?;
+        replied.await.map_err(|_| HoldError::Stopping)
+    }
+
     /// Holds what a peer sent, and says what to answer.
     pub async fn on_hold(&self, hold: Hold) -> Result<HoldReply, HoldError> {
         let origin = hold.origin();
@@ -183,6 +265,12 @@ impl Shards {
             return Ok(HoldReply { sender, full: true, ..HoldReply::default() });
         }
         let scan = scan_trusted(&hold.request)?;
+        if has_bytes && origin == Origin::Placing {
+            let direction = DirectionLabels { direction: Direction::Received };
+            let (spans, bytes) = (scan.spans.len() as u64, hold.request.len() as u64);
+            self.metrics.hand_over_spans.get_or_create_owned(&direction).inc_by(spans);
+            self.metrics.hand_over_bytes.get_or_create_owned(&direction).inc_by(bytes);
+        }
         let part = part::hold_part(&hold);
         let named = part::named(hold.traces)?;
         let cut = Arc::new(Cut::new(hold.request, scan, &self.hash_key));
@@ -214,7 +302,7 @@ impl Shards {
         let mut parts: Vec<Vec<_>> = vec![Vec::new(); self.inputs.len()];
         for trace in done {
             let id = frame::trace_id(&trace.trace_id)?;
-            parts[self.shard_of(self.hash_key.slot(&id.0))].push((id, trace.verdict(), trace.sum));
+            parts[self.shard_of(self.slot(id))].push((id, trace.verdict(), trace.sum));
         }
         for (shard, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             let sent = self.inputs[shard].send(Input::Done(part)).await;

@@ -6,10 +6,16 @@
 
 mod check_config;
 mod completions;
+mod console;
+mod drain;
+mod explain;
 mod keygen;
 mod load;
 mod run;
 mod status;
+mod table;
+#[cfg(test)]
+mod testing;
 
 pub use load::load_requests;
 
@@ -83,6 +89,10 @@ enum Command {
     Keygen(keygen::Arguments),
     /// Show the members of a mesh and what they hold
     Status(status::Arguments),
+    /// Show who owns a trace and why, and who holds what of it
+    Explain(explain::Arguments),
+    /// End a node in order, and say how it went
+    Drain(drain::Arguments),
     /// Send traces, take what comes out, and verify it
     Load(load::Arguments),
     /// Print completions for a shell
@@ -129,6 +139,8 @@ impl Command {
             Self::CheckConfig(arguments) => check_config::run(&arguments, surroundings, output),
             Self::Keygen(arguments) => keygen::run(&arguments, &mut OsRng.unwrap_err(), output),
             Self::Status(arguments) => block_on(status::run(&arguments, output)),
+            Self::Explain(arguments) => block_on(explain::run(&arguments, output)),
+            Self::Drain(arguments) => block_on(drain::run(&arguments, output)),
             Self::Completions(arguments) => completions::run(&arguments, output),
         };
         exit.map(ExitCode::from)
@@ -173,6 +185,19 @@ mod tests {
     }
 
     #[test]
+    fn every_command_is_in_the_readme() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        let readme = std::fs::read_to_string(path).expect("the README is there");
+        let command = CommandLine::command();
+        // Whoever needs completions finds them in the help.
+        let named = command.get_subcommands().map(clap::Command::get_name);
+        for name in named.filter(|name| !["run", "completions"].contains(name)) {
+            let line = format!("tracemesh {name}");
+            assert!(readme.contains(&line), "README.md: say what `{line}` is for");
+        }
+    }
+
+    #[test]
     fn flags_alone_are_those_of_run() {
         let bare = parsed("tracemesh --base-port 4327 --seed a:1 --seed b:2").unwrap();
         assert!(bare.command.is_none());
@@ -188,6 +213,8 @@ mod tests {
             "tracemesh --base-prot 1",
             "tracemesh --base-port 65533",
             "tracemesh demo",
+            "tracemesh explain",
+            "tracemesh explain 12",
             "tracemesh keygen extra",
             "tracemesh --bind ::1 run",
         ] {

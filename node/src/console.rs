@@ -1,28 +1,34 @@
 //! What a node says about itself over HTTP: a page, health, metrics, and JSON.
 //!
-//! Read-only, and built from one document, [`Status`], so that no two answers disagree. The
-//! invariant: nothing here waits for the rest of the node or changes it; the document is made by a
-//! function that the node hands in. Bounded by [`CONNECTIONS_MAX`]; a document grows with the
-//! number of members only. There is no authentication here: the default address is loopback.
+//! Built from one document, [`Status`], so that no two answers disagree. The invariant: nothing
+//! here waits for the rest of the node or changes it, but for a question about one trace, which
+//! asks the members, and for [`drain`]; documents are made by functions that the node hands in.
+//! Bounded by [`CONNECTIONS_MAX`]; a document grows with the number of members only. There is no
+//! authentication here: the default address is loopback.
 
+mod drain;
 mod page;
+
+use crate::explain::Explanation;
 
 use crate::listen::{self, Limits, Listener};
 use crate::metrics;
-use crate::status::{Member, State, Status, View};
-use axum::extract::State as Extract;
+use crate::spans::TraceId;
+use crate::status::{Ending, Member, State, Status, View};
+use axum::extract::{Path, State as Extract};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures_util::future::BoxFuture;
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Browsers, scrapers and balancers of one node at once.
@@ -39,6 +45,12 @@ const PATHS: [(&str, &str); 6] = [
     ("/api/v1/placement", "how the slots are shared out"),
 ];
 
+/// What else there is, and is not there to be looked at in passing.
+const QUESTIONS: [(&str, &str); 2] = [
+    ("/api/v1/traces/TRACE_ID", "who owns a trace, and who holds what of it"),
+    ("/api/v1/drain", "POST, from this host: end in order; GET: how that ended, once it has"),
+];
+
 /// What the console shows.
 #[derive(Clone)]
 pub struct Source {
@@ -46,6 +58,12 @@ pub struct Source {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// What `/metrics` shows.
     pub registry: Arc<Registry>,
+    /// Asks the mesh about one trace; bounded by its own deadline.
+    pub explain: Arc<dyn Fn(TraceId) -> BoxFuture<'static, Explanation> + Send + Sync>,
+    /// Cancelled by whoever wants the node to drain.
+    pub draining: CancellationToken,
+    /// How the node ended.
+    pub ended: watch::Receiver<Option<Ending>>,
 }
 
 impl fmt::Debug for Source {
@@ -70,12 +88,15 @@ fn router(source: Source) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/members", get(members))
         .route("/api/v1/placement", get(placement))
+        .route("/api/v1/traces/{trace_id}", get(explain))
+        .route("/api/v1/drain", get(drain::wait).post(drain::ask))
         .fallback(nothing)
         .with_state(source)
 }
 
 async fn nothing() -> (StatusCode, String) {
-    let paths = PATHS.map(|(path, what)| format!("{path}  {what}\n")).concat();
+    let paths = PATHS.iter().chain(&QUESTIONS);
+    let paths: String = paths.map(|(path, what)| format!("{path}  {what}\n")).collect();
     (StatusCode::NOT_FOUND, format!("nothing here; there is\n/  a page for people\n{paths}"))
 }
 
@@ -135,6 +156,18 @@ async fn status(Extract(source): Extract<Source>) -> Json<Status> {
 
 async fn members(Extract(source): Extract<Source>) -> Json<Vec<Member>> {
     Json((source.status)().members)
+}
+
+/// What nobody knows is not found, and says all the same who would own it.
+async fn explain(
+    Extract(source): Extract<Source>,
+    Path(trace_id): Path<String>,
+) -> Result<(StatusCode, Json<Explanation>), (StatusCode, String)> {
+    let trace_id = trace_id.parse::<TraceId>();
+    let trace_id = trace_id.map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))?;
+    let explanation = (source.explain)(trace_id).await;
+    let code = if explanation.known { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    Ok((code, Json(explanation)))
 }
 
 /// The body of `/api/v1/placement`.

@@ -1,4 +1,5 @@
-//! What nodes say to each other about spans: Hold, its reply, and Done (PROTOCOL.md, Messages).
+//! What nodes say to each other about spans: Hold, its reply, and Done (PROTOCOL.md, Messages), and
+//! what they ask each other for people who want to know where a trace is.
 //!
 //! The messages are protobuf, so that a release can add a field that the one before ignores. The
 //! invariant: whatever bytes arrive, decoding ends in a message or in an error, and a trace id or a
@@ -19,6 +20,8 @@ pub mod kind {
     pub const HOLD: u8 = 2;
     /// A [`Done`](super::Done); it has no reply.
     pub const DONE: u8 = 3;
+    /// An [`Explain`](super::Explain), and its [`ExplainReply`](super::ExplainReply).
+    pub const EXPLAIN: u8 = 4;
 }
 
 /// The most bytes of spans in one Hold (`FRAME_MAX`); a single span over it is refused at the edge.
@@ -183,6 +186,61 @@ pub struct DoneTrace {
     /// Wrapping sum of all span keys that are done at the sender.
     #[prost(fixed64, tag = "3")]
     pub sum: u64,
+}
+
+/// What do you know of this trace?
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Explain {
+    /// The sender's view and incarnation.
+    #[prost(message, required, tag = "1")]
+    pub sender: Sender,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub trace_id: Bytes,
+}
+
+/// The answer to an [`Explain`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExplainReply {
+    /// The receiver's view and incarnation.
+    #[prost(message, required, tag = "1")]
+    pub sender: Sender,
+    /// Absent when the receiver neither holds nor remembers the trace.
+    #[prost(message, optional, tag = "2")]
+    pub told: Option<Told>,
+}
+
+/// What one node knows of one trace.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Told {
+    /// Spans held, without those in an export attempt.
+    #[prost(uint32, tag = "1")]
+    pub held: u32,
+    /// Spans held, in an export attempt.
+    #[prost(uint32, tag = "2")]
+    pub sending: u32,
+    /// Spans that are done.
+    #[prost(uint32, tag = "3")]
+    pub done: u32,
+    /// What was decided.
+    #[prost(enumeration = "Verdict", tag = "4")]
+    pub verdict: i32,
+    /// How long from now until the trace is due, in ms; negative when it was. Absent when nothing
+    /// is held.
+    #[prost(sint64, optional, tag = "5")]
+    pub due_in_ms: Option<i64>,
+    /// For how long something of the trace is held, in ms, to the second. Absent when nothing is.
+    #[prost(uint32, optional, tag = "6")]
+    pub held_for_ms: Option<u32>,
+    /// Another holder may lack something.
+    #[prost(bool, tag = "7")]
+    pub unplaced: bool,
+    /// How often its spans or its verdict changed.
+    #[prost(uint32, tag = "8")]
+    pub version: u32,
+    /// How often the owner was asked about it since.
+    #[prost(uint32, tag = "9")]
+    pub asked: u32,
 }
 
 /// Reads a trace id of a frame.

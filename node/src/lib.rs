@@ -8,6 +8,7 @@ pub mod cut;
 pub mod decide;
 pub mod entry;
 pub mod environment;
+pub mod explain;
 pub mod frame;
 pub mod ingest;
 pub mod json;

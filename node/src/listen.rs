@@ -146,6 +146,28 @@ fn builder(streams: Streams) -> auto::Builder<Streams> {
     builder
 }
 
+/// Whom a request came from, among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Client(pub SocketAddr);
+
+/// Says with every request of a connection whom it came from.
+#[derive(Clone)]
+struct FromClient<S> {
+    service: S,
+    client: Client,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for FromClient<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.client);
+        self.service.call(request)
+    }
+}
+
 /// What answers every request with a body of type `B`.
 pub trait Respond<B>:
     Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
@@ -189,8 +211,8 @@ where
             }
             accepted = listener.socket.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) if of_one_connection(&error) => continue,
             Err(error) => {
                 // Once for a row of failures: clients must not be able to fill the log.
@@ -208,7 +230,8 @@ where
         };
         accepted_count = accepted_count.wrapping_add(1);
         let age = age(limits.age_max, accepted_count);
-        let (builder, service) = (builder.clone(), service.clone());
+        let builder = builder.clone();
+        let service = FromClient { service: service.clone(), client: Client(client) };
         connections.spawn(connection(stream, builder, service, permit, age, drain.clone()));
     }
     drop(listener);

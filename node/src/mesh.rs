@@ -6,8 +6,9 @@
 //! frames and streams, [`GOSSIP_MAX`] messages either way, of which the newest are dropped.
 
 use crate::assemble::Shards;
-use crate::frame::{self, Done, DoneTrace, Hold, HoldReply, Sender, kind};
+use crate::frame::{self, Done, DoneTrace, Explain, ExplainReply, Hold, HoldReply, Sender, kind};
 use crate::shard::{PeerStanding, Standing};
+use crate::spans::TraceId;
 use crate::tasks::Tasks;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -119,9 +120,9 @@ impl Peers {
         }
     }
 
-    /// Whether this node and all others have settled in its view.
-    pub fn all_settled(&self) -> bool {
-        self.standing().all_settled()
+    /// Whether this node has settled in its view.
+    pub fn has_settled(&self) -> bool {
+        *self.settled.borrow() == self.placement.borrow().view().hash()
     }
 
     /// This node has settled in a view; whether that is news.
@@ -192,6 +193,21 @@ impl Peers {
         let done = Done { sender: self.sender(), traces };
         let frame = Frame { kind: kind::DONE, flags: 0, payload: frame::encode(&done) };
         self.transport.notify(&peer, frame, Delivery::Stream);
+    }
+
+    /// Asks a peer what it knows of a trace; waits for its answer at most `deadline`.
+    pub async fn explain(
+        &self,
+        target: &NodeId,
+        trace_id: TraceId,
+        deadline: Duration,
+    ) -> Result<ExplainReply, PeerError> {
+        let peer = self.peer(target).ok_or_else(|| PeerError::NoMember(target.clone()))?;
+        let explain = Explain { sender: self.sender(), trace_id: frame::trace_id_bytes(trace_id) };
+        let frame = Frame { kind: kind::EXPLAIN, flags: 0, payload: frame::encode(&explain) };
+        let reply = self.transport.call(&peer, frame, deadline, deadline).await?;
+        frame::decode(reply.payload)
+            .map_err(|source| PeerError::Reply { peer: target.clone(), source })
     }
 
     fn peer(&self, id: &NodeId) -> Option<Peer> {
@@ -281,6 +297,11 @@ async fn receive(
                 let handle = on_hold(shards, peers, from, frame, respond);
                 tasks.spawn("hold", handle);
             }
+            (Some(Received::Call { from, frame, respond }), Some((shards, peers)))
+                if frame.kind == kind::EXPLAIN =>
+            {
+                tasks.spawn("explain", on_explain(shards, peers, from, frame, respond));
+            }
             (Some(Received::Notice { from, frame } | Received::Call { from, frame, .. }), _) => {
                 tracing::debug!(peer = %from.address, kind = frame.kind, "frame not understood");
             }
@@ -317,5 +338,20 @@ async fn on_hold(shards: Shards, peers: Peers, from: Proved, frame: Frame, respo
         }
         // No answer is the safe answer: the sender routes around this node.
         Err(error) => tracing::debug!(peer = %from.node_id, %error, "refused a Hold"),
+    }
+}
+
+async fn on_explain(shards: Shards, peers: Peers, from: Proved, frame: Frame, respond: Responder) {
+    let told = async {
+        let explain: Explain = frame::decode(frame.payload)?;
+        peers.compare_views(explain.sender.view_hash, from.address);
+        shards.tell(frame::trace_id(&explain.trace_id)?).await
+    };
+    match told.await {
+        Ok(told) => {
+            let payload = frame::encode(&ExplainReply { sender: peers.sender(), told });
+            respond.send(Frame { kind: kind::EXPLAIN, flags: 0, payload });
+        }
+        Err(error) => tracing::debug!(peer = %from.node_id, %error, "refused a question"),
     }
 }

@@ -219,6 +219,20 @@ pub struct TraceMetrics {
     pub exported_again_possible: Family<AgainLabels, Counter>,
     /// `spans_held{role}`
     pub held: Family<RoleLabels, Count>,
+    /// `traces_unplaced{peer}`: traces that a peer has yet to confirm.
+    pub unplaced: Family<PeerLabels, Count>,
+    /// `settled`: 1 while nothing is left to hand over for the present view.
+    pub settled: Count,
+    /// `hand_over_spans_total{direction}`
+    pub hand_over_spans: Family<DirectionLabels, Counter>,
+    /// `hand_over_bytes_total{direction}`: bytes of those spans.
+    pub hand_over_bytes: Family<DirectionLabels, Counter>,
+    /// `unreplicated_spans`: held, with no second holder in the present view.
+    pub unreplicated: Count,
+    /// `oldest_held_seconds{role}`: since the first span came that is still held; 0 for none.
+    pub oldest_held_seconds: Family<RoleLabels, Level>,
+    /// `remembered_seconds`: how far back remembered traces reach; 0 for none.
+    pub remembered_seconds: Level,
     /// `traces_decided_total{cause,verdict}`
     pub decided: Family<DecisionLabels, Counter>,
     /// `traces_in_parts_total`: traces of which a second part was exported.
@@ -261,6 +275,44 @@ impl TraceMetrics {
                 AgainCause::ALL.iter().map(|&cause| AgainLabels { cause }),
             ),
             held: each(registry, "spans_held", "Spans held now", roles(Role::ALL)),
+            unplaced: new(
+                registry,
+                "traces_unplaced",
+                "Traces of which a peer may lack something, remembered ones too",
+            ),
+            settled: new(
+                registry,
+                "settled",
+                "1 while nothing is left to hand over for the present view",
+            ),
+            hand_over_spans: each(
+                registry,
+                "hand_over_spans",
+                "Spans handed over to holders as bytes",
+                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
+            ),
+            hand_over_bytes: each(
+                registry,
+                "hand_over_bytes",
+                "Bytes of the spans handed over to holders",
+                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
+            ),
+            unreplicated: new(
+                registry,
+                "unreplicated_spans",
+                "Held spans that no other node has to hold in the present view",
+            ),
+            oldest_held_seconds: each(
+                registry,
+                "oldest_held_seconds",
+                "Time since the oldest trace that is held began to be",
+                roles(Role::ALL),
+            ),
+            remembered_seconds: new(
+                registry,
+                "remembered_seconds",
+                "Time since the oldest trace that is remembered was done",
+            ),
             decided: each(registry, "traces_decided", "Traces decided", decisions),
             in_parts: new(registry, "traces_in_parts", "Traces exported in more than one part"),
             forgotten_early: new(
@@ -291,6 +343,8 @@ pub struct ClusterMetrics {
     pub slots: Family<RoleLabels, Count>,
     /// `view_changes_total`
     pub view_changes: Counter,
+    /// `members_gone_total`: lives of members that ended, or were out of reach.
+    pub members_gone: Counter,
     /// `hop_bytes_total{direction}`: frames between nodes, without QUIC's own overhead.
     pub hop_bytes: Family<DirectionLabels, Counter>,
     /// `peer_round_trip_seconds{peer}`: the last one measured.
@@ -319,6 +373,11 @@ impl ClusterMetrics {
                 roles(&[Role::Owner, Role::Replica]),
             ),
             view_changes: new(registry, "view_changes", "Changes of the view"),
+            members_gone: new(
+                registry,
+                "members_gone",
+                "Members that left, crashed, started again or were out of reach",
+            ),
             hop_bytes: each(
                 registry,
                 "hop_bytes",

@@ -5,7 +5,9 @@
 //! anything is accepted, so a node that starts at all is a node that works. Each datum belongs to
 //! the stage that started first; the others hold handles.
 
+mod consoles;
 mod data_directory;
+mod drain;
 mod observer;
 mod report;
 mod settings;
@@ -15,7 +17,6 @@ pub use observer::Observer;
 
 use crate::assemble::Shards;
 use crate::config::{self, Config};
-use crate::console;
 use crate::environment::{BindMesh, Environment, WallClock};
 use crate::ingest::{Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
@@ -26,7 +27,8 @@ use crate::route::{self, Router};
 use crate::settling;
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
-use crate::spool::{Spool, SpoolStore};
+use crate::spool::Spool;
+use crate::status::Ending;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
@@ -37,15 +39,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::SystemTime;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::{Ended, MemberState, Membership, WeightError};
 use tracemesh_transport::{AsyncUdpSocket, Incoming, Transport};
-
-/// How often a draining node looks whether anything is left.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// A node did not start. Nothing was accepted and nothing runs; all of these want somebody to
 /// change the configuration or the machine.
@@ -146,6 +144,7 @@ pub(crate) struct Parts {
     weight: f64,
     replicas: u8,
     advertised: SocketAddr,
+    console: Option<SocketAddr>,
     wall_clock: WallClock,
     membership: Arc<Membership>,
     transport: Transport,
@@ -154,7 +153,10 @@ pub(crate) struct Parts {
     memory: Arc<Memory>,
     in_flight: Arc<InFlight>,
     metrics: Metrics,
+    registry: Arc<Registry>,
+    started: SystemTime,
     draining: CancellationToken,
+    ended: watch::Sender<Option<Ending>>,
 }
 
 /// A running node.
@@ -168,7 +170,6 @@ pub struct Node {
     drain: config::Drain,
     spool: Spool,
     tasks: Tasks,
-    registry: Arc<Registry>,
     workers: Option<Workers>,
     _directory: DataDirectory,
 }
@@ -193,6 +194,7 @@ impl Node {
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { bind_mesh, wall_clock, seed, start_sinks, .. } = environment;
         let Environment { open_starts, open_spool, shard_count, .. } = environment;
+        let started = wall_clock();
         let tasks = Tasks::default();
         let taken = take(config, bind_mesh).await?;
         let meters = meters(config);
@@ -212,7 +214,7 @@ impl Node {
         let handlers = mesh::carry(&transport, incoming, gossip, &tasks);
         let told = Told { addresses: &addresses, advertised, wall_clock: &wall_clock };
         let starts = open_starts(taken.directory.path());
-        let spool = spool(open_spool(taken.directory.path()))?;
+        let spool = drain::spool(open_spool(taken.directory.path()))?;
         let settings = membership_settings(config, &told, starts, small_seed(seed))?;
         let membership = Arc::new(Membership::start(settings, carrier).await?);
         let me = config.node.id.as_str().into();
@@ -229,6 +231,7 @@ impl Node {
             weight: config.node.weight,
             replicas: config.cluster.replicas,
             advertised,
+            console: addresses.console.first().copied(),
             wall_clock,
             membership,
             transport,
@@ -237,13 +240,16 @@ impl Node {
             memory,
             in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
             metrics: meters.stages,
+            registry: meters.registry,
+            started,
             draining: CancellationToken::new(),
+            ended: watch::Sender::new(None),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         keep_settling(&router, &parts, &tasks);
-        read_spool(&spool, &parts, &tasks);
+        drain::read_spool(&spool, &parts, &tasks);
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
-        start_consoles(taken.consoles, &meters.registry, &parts, &tasks);
+        consoles::start(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
             addresses,
@@ -255,7 +261,6 @@ impl Node {
             drain: config.drain.clone(),
             spool,
             tasks,
-            registry: meters.registry,
             workers,
             _directory: taken.directory,
         })
@@ -273,8 +278,8 @@ impl Node {
 
     /// A look at it from beside.
     pub fn observer(&self) -> Observer {
-        let Parts { membership, shards, .. } = &self.parts;
-        Observer::new(membership, shards.clone(), Arc::clone(&self.registry))
+        let Parts { membership, shards, registry, .. } = &self.parts;
+        Observer::new(membership, shards.clone(), Arc::clone(registry))
     }
 
     /// Serves until `asked` resolves, then drains; or until it cannot go on.
@@ -289,6 +294,7 @@ impl Node {
             name = tasks.panicked() => Some(End::Panicked(name)),
             () = failed(&mut workers) => Some(End::Panicked("sink")),
             () = &mut asked => None,
+            () = self.parts.draining.cancelled() => None,
             () = self.follow_state() => None,
         };
         let end = match end {
@@ -301,6 +307,7 @@ impl Node {
             },
         };
         self.workers = workers;
+        self.parts.ended.send_replace(Some(report::ending(&end)));
         self.stop().await;
         end
     }
@@ -330,70 +337,12 @@ impl Node {
         tracing::info!(%id, members, owned_slots, "ready");
         if status.degraded.iter().any(|what| what == "alone") {
             tracing::warn!("no seed answers: this node works alone, and holds each span once");
+        } else if members < 2 {
+            tracing::warn!("no other node is here: each span is held once, until one comes");
         }
         if self.parts.replicas == 0 {
             tracing::warn!("cluster.replicas is 0: what a node holds is lost when it crashes");
         }
-    }
-
-    /// PROTOCOL.md, M4: not ready but accepting, then no new requests, then leave and hand on.
-    async fn drain(&self) -> End {
-        tracing::info!("draining");
-        self.parts.draining.cancel();
-        self.admission.send_replace(Admission::Leaving);
-        sleep(self.drain.announce).await;
-        let begun = Instant::now();
-        self.close_ingest.cancel();
-        while self.parts.in_flight.bytes() > 0 && begun.elapsed() < crate::entry::REQUEST_MAX {
-            sleep(DRAIN_LOOK).await;
-        }
-        self.parts.membership.leave();
-        let empty = async {
-            loop {
-                while !self.is_empty() {
-                    sleep(DRAIN_LOOK).await;
-                }
-                // A peer whose view is old may still send something: nobody is answered any more,
-                // and what was answered before that is waited for.
-                let handlers = self.handlers.send_replace(None);
-                sleep(DRAIN_LOOK).await;
-                if self.is_empty() {
-                    return;
-                }
-                self.handlers.send_replace(handlers);
-            }
-        };
-        let left = self.drain.timeout.saturating_sub(begun.elapsed());
-        if timeout(left, empty).await.is_ok() {
-            self.spool.clear();
-            return End::Drained;
-        }
-        // Nobody is answered any more, so nothing that was answered comes after what is spooled.
-        self.handlers.send_replace(None);
-        let span_count = self.held();
-        if span_count == 0 && self.spool.is_read() {
-            let traces = self.parts.shards.unplaced();
-            tracing::warn!(traces, "not all that is remembered was handed over in time");
-            self.spool.clear();
-            return End::Drained;
-        }
-        let spool = self.spool.place();
-        match self.spool.write(self.parts.shards.spooled().await) {
-            Ok(()) => End::Left { span_count, spool },
-            Err(source) => End::Lost { span_count, spool, source },
-        }
-    }
-
-    /// Nothing is held or unplaced, and every shard knows the view of a node that leaves.
-    fn is_empty(&self) -> bool {
-        let shards = &self.parts.shards;
-        let view_hash = self.parts.peers.placement().view().hash();
-        let is_placed = shards.have_settled(view_hash) && shards.unplaced() == 0;
-        is_placed && self.held() == 0 && self.spool.is_read()
-    }
-
-    fn held(&self) -> u64 {
-        self.parts.shards.held().0.iter().sum()
     }
 
     async fn stop(mut self) {
@@ -465,24 +414,6 @@ fn undecided(
     Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
 }
 
-fn spool(store: Arc<dyn SpoolStore>) -> Result<Spool, StartError> {
-    let place = store.place();
-    Spool::open(store).map_err(|source| StartError::Spool { place, source })
-}
-
-/// Holds what the last stop left, and removes it when another node has it too, or nobody needs it.
-fn read_spool(spool: &Spool, parts: &Parts, tasks: &Tasks) {
-    let (spool, parts, stop) = (spool.clone(), parts.clone(), tasks.stopping());
-    tasks.spawn("spool", async move {
-        let is_placed = || {
-            let is_held = parts.shards.held().1 > 0;
-            let has_peers = parts.peers.placement().view().members().len() > 1;
-            parts.shards.unplaced() == 0 && (has_peers || !is_held)
-        };
-        let _ = stop.run_until_cancelled(spool.read_back(&parts.shards, is_placed)).await;
-    });
-}
-
 fn keep_settling(router: &Router, parts: &Parts, tasks: &Tasks) {
     let (shards, peers) = (parts.shards.clone(), parts.peers.clone());
     let keep = settling::keep(router.settling(), shards, peers, Arc::clone(&parts.membership));
@@ -515,20 +446,6 @@ fn start_ingest(
     let serve = listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
     tasks.spawn("ingest", serve);
     (admission, close)
-}
-
-fn start_consoles(
-    listeners: Vec<Listener>,
-    registry: &Arc<Registry>,
-    parts: &Parts,
-    tasks: &Tasks,
-) {
-    let status: Arc<_> = Arc::new(report::reporter(parts));
-    for listener in listeners {
-        let (status, registry) = (status.clone(), Arc::clone(registry));
-        let source = console::Source { status, registry };
-        tasks.spawn("console", console::serve(listener, source, tasks.stopping()));
-    }
 }
 
 /// The address that others reach this node at.

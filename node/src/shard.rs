@@ -12,6 +12,7 @@ mod asking;
 mod attempt;
 mod deciding;
 mod fingerprint;
+mod held;
 mod hold;
 mod offers;
 mod placing;
@@ -19,6 +20,7 @@ mod remembering;
 mod scopes;
 mod standing;
 mod table;
+mod telling;
 pub(crate) mod trace;
 
 pub use asking::{Replier, Reply};
@@ -31,6 +33,7 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
+use held::Held;
 use offers::Offers;
 use scopes::Scopes;
 use standing::Outlook;
@@ -196,8 +199,7 @@ pub struct Shard {
     version: u32,
     trace_bytes: usize,
     remembered_bytes: usize,
-    held: [u64; 3],
-    held_traces: u64,
+    held: Held,
     scratch: Vec<u8>,
     effects: Vec<Effect>,
     tally: Tally,
@@ -230,8 +232,7 @@ impl Shard {
             version: 0,
             trace_bytes: 0,
             remembered_bytes: 0,
-            held: [0; 3],
-            held_traces: 0,
+            held: Held::default(),
             scratch: Vec::new(),
             effects: Vec::new(),
             tally: Tally::default(),
@@ -245,12 +246,12 @@ impl Shard {
 
     /// Traces of which something is held.
     pub fn held_trace_count(&self) -> u64 {
-        self.held_traces
+        self.held.traces()
     }
 
     /// Spans held as owner, as replica, as stand-in.
     pub fn held(&self) -> [u64; 3] {
-        self.held
+        self.held.spans()
     }
 
     /// The hash of the view that this shard knows.
@@ -268,9 +269,11 @@ impl Shard {
         self.offers.len() as u64
     }
 
-    /// Traces that each member of the view has yet to confirm.
-    pub fn unplaced_by_member(&self) -> impl Iterator<Item = u64> {
-        self.offers.owing()
+    /// Traces that each member of the view has yet to confirm, where there are any.
+    pub fn unplaced_by_member(&self) -> BTreeMap<NodeId, u64> {
+        let members = self.outlook.placement().view().members();
+        let owing = members.iter().zip(self.offers.owing()).filter(|(_, traces)| *traces > 0);
+        owing.map(|(member, traces)| (member.id.clone(), traces)).collect()
     }
 
     /// When [`Self::on_time`] has something to do.
@@ -299,7 +302,7 @@ impl Shard {
             return;
         }
         let now_ms = self.ms(now);
-        self.held = [0; 3];
+        self.held = Held::default();
         let held = self.table.iter().filter(|(_, trace)| trace.held_count > 0);
         for index in held.map(|(index, _)| index).collect::<Vec<_>>() {
             self.take_role(index, &former, now_ms);
@@ -313,7 +316,7 @@ impl Shard {
     fn take_role(&mut self, index: u32, former: &Standing, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index) else { return };
         let role = self.outlook.role(trace.slot);
-        self.held[role as usize] += u64::from(trace.held_count);
+        self.held.change(role, trace.held_since, 0, trace.held_count);
         let owner = former.owner(trace.slot);
         let was_mine = owner.is_some_and(|owner| owner.id == self.outlook.me);
         let generation = |owner: &ViewMember| owner.incarnation.generation;
@@ -384,10 +387,7 @@ impl Shard {
             }
         }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
-        self.held_traces += u64::from(after.held > 0);
-        self.held_traces -= u64::from(before.held > 0);
-        let held = &mut self.held[role as usize];
-        *held = *held + u64::from(after.held) - u64::from(before.held);
+        self.held.change(role, trace.held_since, before.held, after.held);
         if trace.is_remembered() {
             self.remembered_bytes -= before.bytes;
             if after.held == 0 {

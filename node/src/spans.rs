@@ -5,11 +5,32 @@
 //! is shared by reference. Bounded by the memory budget, in which the holder of a chunk counts it.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+
+/// What is no trace id is repeated up to so many characters.
+const ID_TOLD_MAX: usize = 64;
 
 /// The 16 bytes of an OTLP trace id; never all zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId(pub [u8; 16]);
+
+/// A text that is no trace id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a trace id has 32 hexadecimal digits, not all of them 0, and {0:?} has not")]
+pub struct TraceIdError(String);
+
+impl FromStr for TraceId {
+    type Err = TraceIdError;
+
+    fn from_str(text: &str) -> Result<Self, TraceIdError> {
+        let mut id = [0; 16];
+        match hex::decode_to_slice(text, &mut id) {
+            Ok(()) if id != [0; 16] => Ok(Self(id)),
+            _ => Err(TraceIdError(text.chars().take(ID_TOLD_MAX).collect())),
+        }
+    }
+}
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,4 +90,20 @@ fn framed_len(bytes: &[u8]) -> Option<usize> {
     let available = after_tag.len();
     let length = prost::encoding::decode_varint(&mut after_tag).ok()?;
     Some(1 + (available - after_tag.len()) + usize::try_from(length).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_id_is_read_as_it_is_written() {
+        let id = TraceId(*b"0123456789abcdef");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+        for text in ["", "12", "xyz", &"0".repeat(32), &"a".repeat(33), &"é".repeat(16)] {
+            let error = text.parse::<TraceId>().unwrap_err().to_string();
+            assert!(error.contains("32 hexadecimal digits") && error.contains(text), "{error}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use tracemesh_membership::Placement;
 
 /// One node's answer, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +15,9 @@ pub struct Status {
     pub id: String,
     /// Name of its cluster.
     pub cluster: String,
+    /// When its process started, in seconds since 1970; its counters are as old.
+    #[serde(default)]
+    pub started_unix_seconds: u64,
     /// Its own state.
     pub state: State,
     /// Whether it accepts spans.
@@ -28,11 +32,18 @@ pub struct Status {
     pub spans_held: SpansHeld,
     /// Traces that it holds as owner and has not yet exported.
     pub traces_held: u64,
+    /// Traces, remembered ones too, of which another holder may lack something.
+    #[serde(default)]
+    pub traces_unplaced: u64,
+    /// Whether nothing is left to hand over for its view.
+    #[serde(default)]
+    pub settled: bool,
     /// Bytes of the budget in use.
     pub memory_bytes: u64,
     /// The budget, in bytes.
     pub memory_budget_bytes: u64,
-    /// Counters since the start, by their name in `/metrics` without the prefix.
+    /// Counters since the start, by their name in `/metrics` without the prefix; those that have
+    /// labels as the sum over all of them.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -43,6 +54,14 @@ pub struct View {
     pub hash: String,
     /// Number of members in it.
     pub members: u64,
+}
+
+impl View {
+    /// What is told of the view of a placement.
+    pub fn of(placement: &Placement) -> Self {
+        let view = placement.view();
+        Self { hash: format!("{:016x}", view.hash()), members: view.members().len() as u64 }
+    }
 }
 
 /// One member, as the node that answers sees it.
@@ -58,6 +77,9 @@ pub struct Member {
     pub epoch: u64,
     /// `host:port` of its mesh listener.
     pub mesh_address: String,
+    /// `host:port` of its console; empty when it told none.
+    #[serde(default)]
+    pub console_address: String,
     /// Rack or site; empty when none is named.
     pub zone: String,
     /// Its weight in the placement.
@@ -91,4 +113,19 @@ pub struct SpansHeld {
     pub replica: u64,
     /// In the place of a silent holder.
     pub stand_in: u64,
+}
+
+/// How a node ended, told to whoever waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ended", rename_all = "snake_case")]
+pub enum Ending {
+    /// In order, and nothing is held any more.
+    Drained,
+    /// In order, but not in time.
+    Left {
+        /// Spans that were still held.
+        span_count: u64,
+    },
+    /// Because it could not go on.
+    Failed,
 }

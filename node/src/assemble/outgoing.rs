@@ -39,6 +39,8 @@ pub struct Outgoing {
     pub dead_letters: Vec<(Arc<Attempt>, u32, &'static str)>,
     /// What became done, by who is to hear of it.
     pub done: BTreeMap<NodeId, Vec<DoneTrace>>,
+    /// Spans that go to other holders as bytes.
+    pub given_spans: u64,
     /// What other holders are told, asked and given.
     pub holds: Vec<Placing>,
 }
@@ -68,6 +70,8 @@ impl Outgoing {
                     outgoing.done.entry(target).or_default().push(done);
                 }
                 Effect::Offer { target, trace, spans, version, bytes } => {
+                    let given = spans.as_ref().map_or(0, |spans| spans.span_count);
+                    outgoing.given_spans += u64::from(given);
                     let spans = spans.map(Arc::new);
                     let offer = Offer { trace, spans, version, bytes };
                     offers.entry(target).or_default().push(offer);

@@ -10,7 +10,8 @@ use crate::frame::{HoldReply, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::{
-    self, AgainCause, AgainLabels, DecisionLabels, DueCause, Reason, ReasonLabels, TraceMetrics,
+    self, AgainCause, AgainLabels, DecisionLabels, Direction, DirectionLabels, DueCause, Reason,
+    ReasonLabels, TraceMetrics,
 };
 use crate::shard::{Answer, Cause, Shard, SinkSet, Tally};
 use crate::sink::{Attempt, DeadLetters, Outcome, Sink};
@@ -51,6 +52,7 @@ pub(super) struct Turn {
     pub(super) memory: Arc<Memory>,
     pub(super) held: Arc<[Held]>,
     pub(super) placed: Arc<Notify>,
+    pub(super) started: Instant,
     pub(super) metrics: TraceMetrics,
 }
 
@@ -112,6 +114,9 @@ impl Turn {
                 // Whoever asked has stopped waiting, and the node.
                 let _ = reply.send(self.shard.held_traces(now));
             }
+            Input::Tell { trace_id, reply } => {
+                let _ = reply.send(self.shard.tell(now, trace_id));
+            }
             Input::Done(done) => {
                 for (trace_id, verdict, sum) in done {
                     self.shard.on_done(now, trace_id, verdict, sum);
@@ -142,6 +147,7 @@ impl Turn {
             return;
         }
         let outgoing = Outgoing::new(effects, self.peers.sender());
+        self.count_hand_over(&outgoing);
         for (attempt, number, sinks) in outgoing.exports {
             self.export(&attempt, number, sinks, waiting);
         }
@@ -153,6 +159,17 @@ impl Turn {
         }
         for placing in outgoing.holds {
             waiting.push(self.place(placing));
+        }
+    }
+
+    fn count_hand_over(&self, outgoing: &Outgoing) {
+        if outgoing.given_spans > 0 {
+            let direction = DirectionLabels { direction: Direction::Sent };
+            let bytes = outgoing.holds.iter().map(|placing| placing.hold.request.len() as u64);
+            let metrics = &self.metrics;
+            let spans = outgoing.given_spans;
+            metrics.hand_over_spans.get_or_create_owned(&direction).inc_by(spans);
+            metrics.hand_over_bytes.get_or_create_owned(&direction).inc_by(bytes.sum());
         }
     }
 
@@ -209,6 +226,8 @@ impl Turn {
 
     fn publish(&mut self) {
         self.publish_held();
+        let remembered_since = self.shard.remembered_since();
+        self.held[self.number].remembered_since.set(self.started, remembered_since);
         count(&self.metrics, &self.shard.take_tally());
     }
 
@@ -220,9 +239,13 @@ impl Turn {
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
         held.unplaced.store(self.shard.unplaced_count(), Relaxed);
+        held.set_unplaced_by_member(self.shard.unplaced_by_member());
         let settled = self.shard.is_settled().then(|| self.shard.view_hash());
         if std::mem::replace(&mut *held.settled(), settled) != settled {
             self.placed.notify_one();
+        }
+        for (gauge, since) in held.held_since.iter().zip(self.shard.held_since()) {
+            gauge.set(self.started, since);
         }
     }
 }

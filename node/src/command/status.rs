@@ -1,49 +1,59 @@
 //! `tracemesh status`: what one node sees of the mesh.
 //!
 //! Asks the node's console twice, [`RATE_INTERVAL`] apart, because a rate needs two readings; with
-//! `--json` once, and prints the answer as it came. Bounded by [`ANSWER_TIME_MAX`] and
-//! [`ANSWER_BYTES_MAX`]. It asks one node and compares nothing: what other nodes see, they say.
+//! `--json` once, and prints the answer as it came. It asks one node and compares nothing: what
+//! other nodes see, they say; but for `--check`, which is about all of them.
 
-use super::Exit;
+mod check;
+mod sums;
+
+use super::console::{self, Console};
+use super::table::table;
+use super::{Exit, Misuse};
 use crate::status::{Member, State, Status};
-use anyhow::{Context, ensure};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// Between the two readings of a rate: long enough for several batches of every client, short
 /// enough to wait for.
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
-/// A console answers from memory; what takes longer is not there.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
-/// A hundred members need 30 KB.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
-
 const EXAMPLE: &str = "\
 Example:
-  tracemesh status --node http://127.0.0.1:4320";
+  tracemesh status --node http://127.0.0.1:4320
+  tracemesh status --check                        do the span counters of all members add up?
+
+A check reads all members twice and prints both sides of the sum, what may explain a difference,
+and the bound that a moving mesh allows. Exit code: 1 when a difference stays unexplained or a
+member did not answer.";
 
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct Arguments {
-    /// Console of a node
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:4320")]
-    node: http::Uri,
-    /// Print the node's answer as it is, JSON
+    /// Console of a node; with --check of any members, the others are found
+    #[arg(long = "node", value_name = "URL", default_value = console::DEFAULT)]
+    nodes: Vec<http::Uri>,
+    /// Ask all members whether the span counters add up
+    #[arg(long)]
+    check: bool,
+    /// Print JSON: the node's answer as it is, or the finding of --check
     #[arg(long)]
     json: bool,
 }
 
 /// Prints the status of a node.
 pub(super) async fn run(arguments: &Arguments, output: &mut dyn Write) -> anyhow::Result<Exit> {
-    let first = fetch(&arguments.node).await?;
+    if arguments.check {
+        return check::run(&arguments.nodes, arguments.json, output).await;
+    }
+    let [node] = arguments.nodes.as_slice() else {
+        return Err(Misuse("--node: one node shows its status; several need --check".into()).into());
+    };
+    let (console, path) = (Console::new(node.clone()), "/api/v1/status");
+    let first = console.get(path).await?;
     if arguments.json {
         output.write_all(&first)?;
         writeln!(output)?;
@@ -51,29 +61,11 @@ pub(super) async fn run(arguments: &Arguments, output: &mut dyn Write) -> anyhow
     }
     let before = Instant::now();
     sleep(RATE_INTERVAL).await;
-    let second = fetch(&arguments.node).await?;
+    let second = console.get(path).await?;
     let elapsed = before.elapsed();
-    let [first, second] = [parse(&first)?, parse(&second)?];
+    let [first, second]: [Status; 2] = [console.parse(&first)?, console.parse(&second)?];
     output.write_all(report(&second, &first.counters, elapsed).as_bytes())?;
     Ok(Exit::Done)
-}
-
-async fn fetch(node: &http::Uri) -> anyhow::Result<Bytes> {
-    let answer = timeout(ANSWER_TIME_MAX, request(node)).await;
-    answer.map_err(anyhow::Error::from).flatten().with_context(|| format!("cannot ask {node}"))
-}
-
-async fn request(node: &http::Uri) -> anyhow::Result<Bytes> {
-    let uri = format!("{}/api/v1/status", node.to_string().trim_end_matches('/'));
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let response = client.get(uri.parse()?).await?;
-    ensure!(response.status().is_success(), "the answer is {}", response.status());
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    Ok(body.map_err(anyhow::Error::from_boxed)?.to_bytes())
-}
-
-fn parse(body: &[u8]) -> anyhow::Result<Status> {
-    serde_json::from_slice(body).context("the answer is no status of a node")
 }
 
 /// The status for people. `before` holds the counters of `elapsed` ago.
@@ -148,22 +140,6 @@ fn rates(
     [header].into_iter().chain(moved.map(row)).collect()
 }
 
-/// Columns as wide as their widest cell, two spaces between them.
-fn table(rows: Vec<Vec<String>>) -> String {
-    let column_count = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..column_count).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        format!("{}\n", line.trim_end())
-    };
-    rows.iter().map(line).collect()
-}
-
 fn name(state: State) -> &'static str {
     match state {
         State::Joining => "joining",
@@ -179,51 +155,11 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{SpansHeld, View};
-    use axum::Router;
+    use crate::command::console::ANSWER_BYTES_MAX;
+    use crate::command::testing::{Nodes, status};
     use axum::http::StatusCode;
     use axum::routing::get;
     use tokio::net::TcpListener;
-    use tokio::task::JoinSet;
-
-    fn member(id: &str, state: State, zone: &str) -> Member {
-        Member {
-            id: id.to_owned(),
-            state,
-            generation: 3,
-            epoch: 1,
-            mesh_address: "127.0.0.1:4319".to_owned(),
-            zone: zone.to_owned(),
-            weight: 1.0,
-            owned_slots: 32_768,
-            replica_slots: 7,
-            fill_percent: 12,
-        }
-    }
-
-    fn status() -> Status {
-        Status {
-            id: "a".to_owned(),
-            cluster: "blue".to_owned(),
-            state: State::Active,
-            ready: true,
-            degraded: vec!["alone".to_owned()],
-            view: View { hash: "00ff".to_owned(), members: 2 },
-            members: vec![
-                member("a", State::Active, "rack 7"),
-                member("longer-name", State::Leaving, ""),
-            ],
-            spans_held: SpansHeld { owner: 1, replica: 2, stand_in: 3 },
-            traces_held: 4,
-            memory_bytes: 3 << 19,
-            memory_budget_bytes: 4 << 30,
-            counters: BTreeMap::from([
-                ("spans_accepted_total".to_owned(), 500),
-                ("spans_exported_total".to_owned(), 5),
-                ("spans_late_total".to_owned(), 0),
-            ]),
-        }
-    }
 
     #[test]
     fn report_shows_members_and_rates_in_columns() {
@@ -232,7 +168,7 @@ mod tests {
             // The process that counted this is gone.
             ("spans_exported_total".to_owned(), 900),
         ]);
-        let report = report(&status(), &before, Duration::from_secs(2));
+        let report = report(&status("a"), &before, Duration::from_secs(2));
         let expected = "\
 node         a (active, ready, degraded: alone)
 cluster      blue
@@ -252,40 +188,47 @@ spans_exported_total  5      0
         assert_eq!(report, expected);
     }
 
-    /// A console that answers with `code` and `body`, until the tasks are dropped.
-    async fn console(tasks: &mut JoinSet<()>, code: StatusCode, body: String) -> Arguments {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let node = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
-        let router = Router::new().route("/api/v1/status", get(async move || (code, body)));
-        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Arguments { node, json: true }
+    /// A console that answers with `code` and `body`.
+    async fn console(code: StatusCode, body: String) -> (Nodes, Arguments) {
+        let serve = get(async move || (code, body));
+        let node = Nodes::start(|router| router.route("/api/v1/status", serve)).await;
+        let nodes = vec![node.url()];
+        (node, Arguments { nodes, check: false, json: true })
     }
 
     #[tokio::test]
     async fn json_is_the_answer_as_it_came() {
-        let mut tasks = JoinSet::new();
-        let body = serde_json::to_string(&status()).unwrap();
-        let arguments = console(&mut tasks, StatusCode::OK, body.clone()).await;
+        let body = serde_json::to_string(&status("a")).unwrap();
+        let (_node, arguments) = console(StatusCode::OK, body.clone()).await;
         let mut output = Vec::new();
         assert_eq!(run(&arguments, &mut output).await.unwrap(), Exit::Done);
         assert_eq!(String::from_utf8(output).unwrap(), format!("{body}\n"));
-        let fetched = fetch(&arguments.node).await.unwrap();
-        assert_eq!(parse(&fetched).unwrap(), status());
+        assert_eq!(serde_json::from_str::<Status>(&body).unwrap(), status("a"));
+    }
+
+    #[tokio::test]
+    async fn several_nodes_are_for_a_check_only() {
+        let nodes = ["http://a", "http://b"].map(http::Uri::from_static).to_vec();
+        let arguments = Arguments { nodes, check: false, json: false };
+        let error = run(&arguments, &mut Vec::new()).await.unwrap_err();
+        assert!(error.is::<Misuse>() && error.to_string().contains("--check"), "{error}");
     }
 
     #[tokio::test]
     async fn node_that_gives_no_status_is_named() {
-        let mut tasks = JoinSet::new();
-        let mut arguments = console(&mut tasks, StatusCode::NOT_FOUND, String::new()).await;
+        let (node, arguments) = console(StatusCode::NOT_FOUND, String::new()).await;
         let error = format!("{:#}", run(&arguments, &mut Vec::new()).await.unwrap_err());
-        assert!(error.contains(&arguments.node.to_string()) && error.contains("404"), "{error}");
+        assert!(error.contains(&node.url().to_string()) && error.contains("404"), "{error}");
 
         let endless = "x".repeat(ANSWER_BYTES_MAX + 1);
-        arguments = console(&mut tasks, StatusCode::OK, endless).await;
+        let (_node, arguments) = console(StatusCode::OK, endless).await;
         let error = format!("{:#}", run(&arguments, &mut Vec::new()).await.unwrap_err());
         assert!(error.contains("length limit exceeded"), "{error}");
 
-        assert!(parse(b"{}").unwrap_err().to_string().contains("no status"));
+        let (_node, arguments) = console(StatusCode::OK, "{}".to_owned()).await;
+        let arguments = Arguments { json: false, ..arguments };
+        let error = format!("{:#}", run(&arguments, &mut Vec::new()).await.unwrap_err());
+        assert!(error.contains("no console of a Tracemesh node"), "{error}");
     }
 
     #[tokio::test]
@@ -293,7 +236,8 @@ spans_exported_total  5      0
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let node = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let arguments = Arguments { node: node.parse().unwrap(), json: true };
+        let nodes = vec![node.parse().unwrap()];
+        let arguments = Arguments { nodes, check: false, json: true };
         let error = run(&arguments, &mut Vec::new()).await.unwrap_err();
         assert!(error.to_string().starts_with(&format!("cannot ask {node}")), "{error:#}");
     }

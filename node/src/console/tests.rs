@@ -1,6 +1,7 @@
 //! The console on a real loopback port, with a document made up for it.
 
 use super::*;
+use crate::explain::Verdict;
 use crate::metrics::{Metrics, registry};
 use crate::status::SpansHeld;
 use axum::body::Bytes;
@@ -11,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use tokio::task::JoinSet;
@@ -20,6 +22,8 @@ struct Server {
     status: Arc<Mutex<Status>>,
     drain: CancellationToken,
     task: JoinSet<()>,
+    draining: CancellationToken,
+    ended: watch::Sender<Option<Ending>>,
 }
 
 impl Server {
@@ -28,16 +32,20 @@ impl Server {
         Metrics::register(&mut registry).route.accepted.inc_by(42);
         let status = Arc::new(Mutex::new(document()));
         let shown = status.clone();
+        let (draining, ended) = (CancellationToken::new(), watch::Sender::new(None));
         let source = Source {
             status: Arc::new(move || shown.lock().unwrap().clone()),
             registry: Arc::new(registry),
+            explain: Arc::new(|trace_id| Box::pin(ready(explanation(trace_id)))),
+            draining: draining.clone(),
+            ended: ended.subscribe(),
         };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = Listener::bind("listen.console", loopback).await.unwrap();
         let (address, drain) = (listener.address(), CancellationToken::new());
         let mut task = JoinSet::new();
         task.spawn(serve(listener, source, drain.clone()));
-        Self { address, status, drain, task }
+        Self { address, status, drain, task, draining, ended }
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
@@ -66,6 +74,22 @@ impl Server {
     }
 }
 
+/// Only the trace `aa…` is known.
+fn explanation(trace_id: TraceId) -> Explanation {
+    let known = trace_id == TraceId([0xaa; 16]);
+    Explanation {
+        trace_id: trace_id.to_string(),
+        known,
+        verdict: if known { Verdict::Keep } else { Verdict::None },
+        asked: "node-a".into(),
+        view: document().view,
+        slot: 3,
+        owner: Some("node-a".into()),
+        replica: None,
+        nodes: Vec::new(),
+    }
+}
+
 fn document() -> Status {
     let member = |id: &str, owned_slots| Member {
         id: id.into(),
@@ -73,6 +97,7 @@ fn document() -> Status {
         generation: 7,
         epoch: 0,
         mesh_address: "127.0.0.1:4319".into(),
+        console_address: "127.0.0.1:4320".into(),
         zone: "rack-1".into(),
         weight: 1.0,
         owned_slots,
@@ -82,6 +107,7 @@ fn document() -> Status {
     Status {
         id: "node-a".into(),
         cluster: "tracemesh".into(),
+        started_unix_seconds: 1_700_000_000,
         state: State::Active,
         ready: true,
         degraded: vec!["full".into()],
@@ -89,6 +115,8 @@ fn document() -> Status {
         members: vec![member("node-a", 30_000), member("<script>alert('b')</script>", 35_536)],
         spans_held: SpansHeld { owner: 1000, replica: 900, stand_in: 0 },
         traces_held: 120,
+        traces_unplaced: 0,
+        settled: true,
         memory_bytes: 5_000_000,
         memory_budget_bytes: 1 << 30,
         counters: BTreeMap::from([("spans_accepted_total".into(), 42)]),
@@ -152,6 +180,15 @@ async fn page_escapes_what_others_named_themselves() {
     }
 }
 
+#[test]
+fn every_path_is_in_the_readme() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = std::fs::read_to_string(path).expect("the README is there");
+    for (path, _) in PATHS.iter().chain(&QUESTIONS) {
+        assert!(readme.contains(&format!("`{path}`")), "README.md: say what is at {path}");
+    }
+}
+
 #[tokio::test]
 async fn every_path_that_is_listed_exists() {
     let server = Server::start().await;
@@ -164,6 +201,37 @@ async fn every_path_that_is_listed_exists() {
         assert_eq!(code, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(headers[ALLOW], "GET,HEAD");
     }
+}
+
+#[tokio::test]
+async fn trace_is_explained_and_one_that_nobody_knows_is_not_found() {
+    let server = Server::start().await;
+    let path = |id: &str| format!("/api/v1/traces/{id}");
+    let (code, known) = server.json(&path(&"aA".repeat(16))).await;
+    assert_eq!((code, &known["verdict"]), (StatusCode::OK, &json!("keep")));
+    let (code, unknown) = server.json(&path(&"ab".repeat(16))).await;
+    assert_eq!((code, &unknown["owner"]), (StatusCode::NOT_FOUND, &json!("node-a")));
+    for wrong in ["aa", "%00", &"0".repeat(32), &"g".repeat(32)] {
+        let (code, _, body) = server.get(&path(wrong)).await;
+        assert_eq!(code, StatusCode::BAD_REQUEST, "{wrong}");
+        assert!(body.contains("32 hexadecimal digits"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_asked_to_drain_hears_how_it_ended() {
+    let server = Server::start().await;
+    assert_eq!(server.get("/api/v1/drain").await.0, StatusCode::CONFLICT);
+    assert!(!server.draining.is_cancelled());
+    for _ in 0..2 {
+        let (code, _, body) = server.ask(Method::POST, "/api/v1/drain", "*/*").await;
+        assert_eq!(code, StatusCode::ACCEPTED, "asking twice is asking once");
+        assert_eq!(serde_json::from_str::<Status>(&body).unwrap(), document());
+        assert!(server.draining.is_cancelled());
+    }
+    let end = async { server.ended.send_replace(Some(Ending::Left { span_count: 7 })) };
+    let ((code, ending), _) = tokio::join!(server.json("/api/v1/drain"), end);
+    assert_eq!((code, ending), (StatusCode::OK, json!({ "ended": "left", "span_count": 7 })));
 }
 
 #[tokio::test]

@@ -78,7 +78,8 @@ mod tests {
     const NAMES: &str = "spans_accepted_total spans_accepted_without_replica_total \
         spans_unacknowledged_total spans_refused_total spans_rerouted_total \
         spans_redelivered_total spans_repaired_total spans_exported_total spans_late_total \
-        spans_dropped_total spans_exported_again_possible_total spans_held \
+        spans_dropped_total spans_exported_again_possible_total spans_held unreplicated_spans \
+        oldest_held_seconds remembered_seconds members_gone_total \
         traces_forgotten_early_total traces_decided_total traces_in_parts_total \
         acknowledge_seconds decide_delay_seconds members view_info config_info slots \
         view_changes_total hop_bytes_total peer_round_trip_seconds mesh_refused_total memory_bytes \

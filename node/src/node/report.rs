@@ -3,23 +3,42 @@
 //! Everything is read from where it lives at the moment of asking; nothing is kept but the last
 //! view seen, to count its changes.
 
-use super::Parts;
+use super::{End, Parts};
 use crate::memory::CLIENTS_PERCENT;
 use crate::metrics::{
     self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
     PeerLabels, Role, RoleLabels,
 };
-use crate::status::{self, SpansHeld, State, Status};
+use crate::status::{self, Ending, SpansHeld, State, Status, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval};
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::{Load, MemberState, NodeId, PeerInfo, Placement, Update};
 
 /// How often gauges are set and load is gossiped. Entry nodes look at the gossiped fill levels, so
 /// this is also how stale those may be.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// The counters in the status document, each the sum over its labels.
+const COUNTERS: [&str; 15] = [
+    "members_gone_total",
+    "spans_accepted_total",
+    "spans_accepted_without_replica_total",
+    "spans_dropped_total",
+    "spans_exported_again_possible_total",
+    "spans_exported_total",
+    "spans_late_total",
+    "spans_redelivered_total",
+    "spans_refused_total",
+    "spans_repaired_total",
+    "spans_rerouted_total",
+    "spans_sampled_out_total",
+    "spans_unacknowledged_total",
+    "traces_in_parts_total",
+    "view_changes_total",
+];
 
 /// Makes the status document whenever it is asked to, without the node itself.
 pub(super) fn reporter(parts: &Parts) -> impl Fn() -> Status + Send + Sync + use<> {
@@ -37,7 +56,7 @@ pub(super) fn status(parts: &Parts) -> Status {
     if standing.alone {
         degraded.push("alone".to_owned());
     }
-    if parts.replicas == 0 || placement.view().members().len() < 2 {
+    if is_unreplicated(parts, &placement) {
         degraded.push("unreplicated".to_owned());
     }
     if parts.memory.fill_percent() > CLIENTS_PERCENT {
@@ -50,16 +69,16 @@ pub(super) fn status(parts: &Parts) -> Status {
     Status {
         id: parts.peers.me().to_string(),
         cluster: parts.cluster.clone(),
+        started_unix_seconds: unix_seconds(parts.started),
         state: state(standing.state),
         ready: standing.state == MemberState::Active && !parts.draining.is_cancelled(),
         degraded,
-        view: status::View {
-            hash: format!("{:016x}", placement.view().hash()),
-            members: placement.view().members().len() as u64,
-        },
+        view: View::of(&placement),
         members: documents,
         spans_held: SpansHeld { owner: spans[0], replica: spans[1], stand_in: spans[2] },
         traces_held: traces,
+        traces_unplaced: parts.shards.unplaced(),
+        settled: parts.peers.has_settled(),
         memory_bytes: parts.memory.bytes() as u64,
         memory_budget_bytes: parts.memory.budget_bytes() as u64,
         counters: counters(parts),
@@ -67,20 +86,42 @@ pub(super) fn status(parts: &Parts) -> Status {
 }
 
 fn counters(parts: &Parts) -> BTreeMap<String, u64> {
-    let (route, trace) = (&parts.metrics.route, &parts.metrics.trace);
-    [
-        ("spans_accepted_total", &route.accepted),
-        ("spans_accepted_without_replica_total", &route.accepted_without_replica),
-        ("spans_unacknowledged_total", &route.unacknowledged),
-        ("spans_redelivered_total", &trace.redelivered),
-        ("spans_repaired_total", &trace.repaired),
-        ("spans_exported_total", &trace.exported),
-        ("spans_late_total", &trace.late),
-        ("spans_sampled_out_total", &trace.sampled_out),
-        ("traces_in_parts_total", &trace.in_parts),
-    ]
-    .map(|(name, counter)| (name.to_owned(), counter.get()))
-    .into()
+    let mut sums: BTreeMap<String, u64> = COUNTERS.map(|name| (name.to_owned(), 0)).into();
+    // Writing to a text fails only where a collector says so, and ours never does.
+    for (series, count) in metrics::counters(&parts.registry).unwrap_or_default() {
+        if let Some(sum) = series.split('{').next().and_then(|name| sums.get_mut(name)) {
+            *sum += count;
+        }
+    }
+    sums
+}
+
+/// Whether what this node holds is lost when it crashes, by its present view.
+fn is_unreplicated(parts: &Parts, placement: &Placement) -> bool {
+    parts.replicas == 0 || placement.view().members().len() < 2
+}
+
+/// A console that listens on every address is found where the mesh is.
+fn reachable(console: Option<SocketAddr>, mesh: SocketAddr) -> String {
+    let Some(mut console) = console else { return String::new() };
+    if console.ip().is_unspecified() {
+        console.set_ip(mesh.ip());
+    }
+    console.to_string()
+}
+
+/// A clock before 1970 is not set.
+fn unix_seconds(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What those are told who wait for a node's end.
+pub(super) fn ending(end: &End) -> Ending {
+    match end {
+        End::Drained => Ending::Drained,
+        End::Left { span_count, .. } => Ending::Left { span_count: *span_count },
+        End::Lost { .. } | End::Refused(_) | End::Panicked(_) => Ending::Failed,
+    }
 }
 
 fn own(parts: &Parts, placement: &Placement) -> status::Member {
@@ -93,6 +134,7 @@ fn own(parts: &Parts, placement: &Placement) -> status::Member {
         generation: standing.incarnation.generation,
         epoch: u64::from(standing.incarnation.epoch),
         mesh_address: parts.advertised.to_string(),
+        console_address: reachable(parts.console, parts.advertised),
         zone: parts.zone.clone(),
         weight: parts.weight,
         owned_slots,
@@ -109,6 +151,7 @@ fn member(placement: &Placement, peer: &PeerInfo) -> status::Member {
         generation: peer.incarnation.generation,
         epoch: u64::from(peer.incarnation.epoch),
         mesh_address: peer.mesh_address.to_string(),
+        console_address: reachable(peer.published.console, peer.mesh_address),
         zone: peer.published.zone.to_string(),
         weight: f64::from(peer.published.weight.thousandths()) / 1000.0,
         owned_slots,
@@ -156,6 +199,9 @@ struct Last {
     accepted: u64,
     view_hash: Option<u64>,
     addresses: BTreeSet<SocketAddr>,
+    /// Of members, by id and generation.
+    lives: BTreeSet<(NodeId, u64)>,
+    view_members: usize,
     bytes: [u64; 2],
     refused: BTreeMap<&'static str, u64>,
 }
@@ -181,6 +227,11 @@ impl Last {
             parts.transport.close(gone);
         }
         self.addresses = addresses;
+        let lives = members.values().map(|peer| (peer.id.clone(), peer.incarnation.generation));
+        let lives: BTreeSet<_> = lives.collect();
+        let gone_count = self.lives.difference(&lives).count();
+        parts.metrics.cluster.members_gone.inc_by(gone_count as u64);
+        self.lives = lives;
     }
 
     fn count_view(&mut self, parts: &Parts) {
@@ -199,6 +250,11 @@ impl Last {
         let members = placement.view().members();
         let ids: Vec<_> = members.iter().map(|member| member.id.as_str()).collect();
         tracing::info!(view = %format_args!("{hash:016x}"), members = ?ids, owned, "view changed");
+        let before = std::mem::replace(&mut self.view_members, members.len());
+        let is_active = parts.peers.status().state == MemberState::Active;
+        if is_active && before > 1 && members.len() == 1 {
+            tracing::warn!("all other nodes are gone: each span is held once, until one comes");
+        }
     }
 
     fn count_transport(&mut self, parts: &Parts) {
@@ -224,6 +280,22 @@ fn set_gauges(parts: &Parts) {
     for (role, spans) in [Role::Owner, Role::Replica, Role::StandIn].into_iter().zip(spans) {
         let gauge = parts.metrics.trace.held.get_or_create_owned(&RoleLabels { role });
         gauge.set(gauge_of(spans));
+    }
+    let trace = &parts.metrics.trace;
+    let unreplicated = is_unreplicated(parts, &parts.peers.placement());
+    trace.unreplicated.set(gauge_of(if unreplicated { spans.iter().sum() } else { 0 }));
+    let ages = parts.shards.held_since().map(age);
+    for (role, age) in [Role::Owner, Role::Replica, Role::StandIn].into_iter().zip(ages) {
+        trace.oldest_held_seconds.get_or_create_owned(&RoleLabels { role }).set(age);
+    }
+    trace.remembered_seconds.set(age(parts.shards.remembered_since()));
+    let trace = &parts.metrics.trace;
+    trace.settled.set(i64::from(parts.peers.has_settled()));
+    let unplaced = parts.shards.unplaced_by_member();
+    for peer in parts.peers.members().keys() {
+        let labels = PeerLabels { peer: peer.to_string() };
+        let count = unplaced.get(peer).copied().unwrap_or(0);
+        trace.unplaced.get_or_create_owned(&labels).set(gauge_of(count));
     }
     let memory = &parts.metrics.memory;
     memory.memory_bytes.set(gauge_of(parts.memory.bytes() as u64));
@@ -255,6 +327,11 @@ fn set_gauges(parts: &Parts) {
         Err(past) => -past.duration().as_secs_f64(),
     };
     cluster.certificate_expires_seconds.set(left);
+}
+
+/// In seconds; 0 for nothing.
+fn age(since: Option<Instant>) -> f64 {
+    since.map_or(0.0, |since| since.elapsed().as_secs_f64())
 }
 
 fn gauge_of(value: u64) -> i64 {

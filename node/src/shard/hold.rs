@@ -7,6 +7,7 @@ use super::{Before, Limits, Role, Shard, to_ms};
 use crate::cut::{Cut, span_key};
 use crate::frame::{HoldTrace, Origin, ReplyTrace, Verdict, trace_id_bytes};
 use crate::scan::ScannedSpan;
+use crate::shard::telling::to_seconds;
 use crate::shard::trace::{SpanKey, SpanState, Trace};
 use crate::spans::{Scope, TraceId};
 use std::sync::Arc;
@@ -38,6 +39,9 @@ impl Shard {
             let (index, new) = self.table.find_or_insert(id, key, slot);
             let Some(trace) = self.table.get(index) else { continue };
             let before = if new { Before::default() } else { Before::of(trace) };
+            if before.held == 0 {
+                self.begin_holding(index, now_ms);
+            }
             self.store(index, cut, number, &mut scopes, part);
             self.set_due(index, now_ms, part.due_in);
             self.account(index, before, now_ms);
@@ -45,6 +49,13 @@ impl Shard {
                 self.unplace(index, now_ms);
             }
             self.after_change(index, now_ms);
+        }
+    }
+
+    /// Whatever is held of the trace from now on came now.
+    fn begin_holding(&mut self, index: u32, now_ms: u64) {
+        if let Some(trace) = self.table.get_mut(index) {
+            trace.held_since = to_seconds(now_ms);
         }
     }
 

@@ -49,8 +49,7 @@ impl Shard {
         let Some(trace) = self.table.remove(index) else { return };
         self.offers.remove(index);
         self.trace_bytes -= trace.cost_bytes();
-        self.held[role as usize] -= u64::from(trace.held_count);
-        self.held_traces -= u64::from(trace.held_count > 0);
+        self.held.change(role, trace.held_since, trace.held_count, 0);
         if trace.is_remembered() {
             self.remembered_bytes -= trace.cost_bytes();
         }

@@ -211,9 +211,12 @@ impl Rig {
         let remembered = traces().filter(|trace| trace.is_remembered());
         assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum::<usize>());
         let held: u64 = traces().map(|trace| u64::from(trace.held_count)).sum();
-        assert_eq!(self.shard.held.iter().sum::<u64>(), held);
+        assert_eq!(self.shard.held().iter().sum::<u64>(), held);
         let held = traces().filter(|trace| trace.held_count > 0).count();
         assert_eq!(self.shard.held_trace_count(), held as u64);
+        let held = traces().filter(|trace| trace.held_count > 0);
+        let since = held.map(|trace| self.shard.started + seconds(trace.held_since.into()));
+        assert_eq!(self.shard.held_since().into_iter().flatten().min(), since.min());
     }
 }
 
@@ -576,4 +579,50 @@ fn span_said_to_be_done_elsewhere_is_done_here() {
     assert_eq!(rig.held(trace), Some(1));
     rig.hold(vec![child(trace, 9)]);
     assert_eq!(rig.held(trace), Some(1), "span 9 is known as done");
+}
+
+#[test]
+fn what_is_told_of_a_trace_follows_its_life() {
+    let mut rig = Rig::new("a", &["a"]);
+    let tell = |rig: &Rig| rig.shard.tell(rig.now, id(1));
+    assert_eq!(tell(&rig), None);
+    rig.pass(seconds(3));
+    rig.hold(vec![root(1, 1), child(1, 2)]);
+    rig.pass(seconds(2));
+    let told = tell(&rig).unwrap();
+    assert_eq!((told.held, told.sending, told.done), (2, 0, 0));
+    assert_eq!((told.due_in_ms, told.held_for_ms), (Some(4000), Some(2000)));
+    let (_, number) = export(&rig.pass(seconds(5)));
+    let told = tell(&rig).unwrap();
+    assert_eq!((told.held, told.sending, told.due_in_ms), (0, 2, Some(-1000)));
+    rig.answer(1, number, Answer::Acknowledged);
+    let told = tell(&rig).unwrap();
+    assert_eq!((told.held, told.sending, told.done, told.verdict()), (0, 0, 2, Verdict::Keep));
+    assert_eq!((told.due_in_ms, told.held_for_ms), (None, None));
+    rig.pass(LIMITS.remember);
+    assert_eq!(tell(&rig), None);
+}
+
+#[test]
+fn oldest_held_trace_is_known_by_role_and_a_late_span_begins_anew() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let [owned, kept] = ["a", "b"].map(|owner| {
+        let replica = if owner == "a" { "b" } else { "a" };
+        trace_of(&rig.placement, owner, Some(replica))
+    });
+    let start = rig.now;
+    rig.hold(vec![root(owned, 1)]);
+    rig.pass(seconds(4));
+    rig.hold(vec![child(owned, 2), root(kept, 1)]);
+    assert_eq!(rig.shard.held_since(), [Some(start), Some(start + seconds(4)), None]);
+    let (_, number) = export(&rig.pass(seconds(2)));
+    rig.answer(owned, number, Answer::Acknowledged);
+    assert_eq!(rig.shard.held_since(), [None, Some(start + seconds(4)), None]);
+    assert_eq!(rig.shard.remembered_since(), Some(start + seconds(6)));
+    rig.pass(seconds(4));
+    rig.hold(vec![child(owned, 3)]);
+    assert_eq!(rig.shard.held_since()[0], Some(start + seconds(10)));
+    assert_eq!(rig.shard.remembered_since(), None, "a trace that is held again is not remembered");
+    rig.view(placement(&["b"]), MemberState::Leaving);
+    assert_eq!(rig.shard.held_since(), [None, None, Some(start + seconds(4))]);
 }

@@ -106,6 +106,8 @@ pub(crate) struct Trace {
     pub(crate) version: u32,
     /// Held and sending spans.
     pub(crate) held_count: u32,
+    /// When the first of them came, in seconds since the shard's start; stale when there are none.
+    pub(crate) held_since: u32,
     /// When it should be decided, in ms since the shard's start; only ever moves earlier.
     pub(crate) due_ms: u64,
     /// The one wake-up in the queue that counts; others of this trace are stale.
@@ -133,6 +135,7 @@ impl Trace {
             asked: 0,
             version: 0,
             held_count: 0,
+            held_since: 0,
             due_ms: u64::MAX,
             wake_ms: u64::MAX,
             remembered_until_ms: 0,

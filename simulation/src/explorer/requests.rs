@@ -301,10 +301,13 @@ impl World {
             let having = (0..self.nodes.len()).filter(|&member| has(member)).count();
             let mut known = self.nodes.iter().map(|node| node.known[trace]);
             let offered = known.any(|known| known.unplaced && known.held & span != 0);
+            // Who wrongly took others for dead and changed its mind may have handed over, in
+            // between, what it had acknowledged, to one that has crashed since.
+            let is_confused = self.witness.unhealed && self.witness.facts.have(Facts::SUSPECTED);
             let alone = members < 2 && self.truth().iter().flatten().count() > 1;
             let doubted =
                 Facts(Facts::SUSPECTED.0 | Facts::CRASHED.0 | Facts::LEFT.0 | Facts::JOINED.0);
-            if having < wanted && !offered {
+            if having < wanted && !offered && !is_confused {
                 let what = format!(
                     "trace {trace} span {span:b} acknowledged by {having} of {wanted} holders"
                 );

@@ -13,6 +13,7 @@ mod members;
 mod mesh;
 mod one_node;
 mod otlp;
+mod telling;
 
 use tracemesh_tests::host::Host;
 

@@ -1,0 +1,98 @@
+//! How a node stops in order, and what it finds of that at its next start (PROTOCOL.md, M4).
+//!
+//! Not ready but accepting, then no new requests, then leave: placing brings what is held to those
+//! who stay, and what is left at `drain.timeout` is spooled. The invariant: a node says that it is
+//! drained only when nothing that it acknowledged is held here alone.
+
+use super::{End, Node, Parts, StartError};
+use crate::entry::REQUEST_MAX;
+use crate::ingest::Admission;
+use crate::spool::{Spool, SpoolStore};
+use crate::tasks::Tasks;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How often a draining node looks whether anything is left.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
+impl Node {
+    /// PROTOCOL.md, M4: not ready but accepting, then no new requests, then leave and hand on.
+    pub(super) async fn drain(&self) -> End {
+        tracing::info!("draining");
+        self.parts.draining.cancel();
+        self.admission.send_replace(Admission::Leaving);
+        sleep(self.drain.announce).await;
+        let begun = Instant::now();
+        self.close_ingest.cancel();
+        while self.parts.in_flight.bytes() > 0 && begun.elapsed() < REQUEST_MAX {
+            sleep(DRAIN_LOOK).await;
+        }
+        self.parts.membership.leave();
+        let empty = async {
+            loop {
+                while !self.is_empty() {
+                    sleep(DRAIN_LOOK).await;
+                }
+                // A peer whose view is old may still send something: nobody is answered any more,
+                // and what was answered before that is waited for.
+                let handlers = self.handlers.send_replace(None);
+                sleep(DRAIN_LOOK).await;
+                if self.is_empty() {
+                    return;
+                }
+                self.handlers.send_replace(handlers);
+            }
+        };
+        let left = self.drain.timeout.saturating_sub(begun.elapsed());
+        if timeout(left, empty).await.is_ok() {
+            self.spool.clear();
+            return End::Drained;
+        }
+        // Nobody is answered any more, so nothing that was answered comes after what is spooled.
+        self.handlers.send_replace(None);
+        let span_count = self.held();
+        if span_count == 0 && self.spool.is_read() {
+            let traces = self.parts.shards.unplaced();
+            tracing::warn!(traces, "not all that is remembered was handed over in time");
+            self.spool.clear();
+            return End::Drained;
+        }
+        let spool = self.spool.place();
+        match self.spool.write(self.parts.shards.spooled().await) {
+            Ok(()) => End::Left { span_count, spool },
+            Err(source) => End::Lost { span_count, spool, source },
+        }
+    }
+
+    /// Nothing is held or unplaced, and every shard knows the view of a node that leaves.
+    fn is_empty(&self) -> bool {
+        let shards = &self.parts.shards;
+        let view_hash = self.parts.peers.placement().view().hash();
+        let is_placed = shards.have_settled(view_hash) && shards.unplaced() == 0;
+        is_placed && self.held() == 0 && self.spool.is_read()
+    }
+
+    fn held(&self) -> u64 {
+        self.parts.shards.held().0.iter().sum()
+    }
+}
+
+/// The spool of the last stop, if there is one.
+pub(super) fn spool(store: Arc<dyn SpoolStore>) -> Result<Spool, StartError> {
+    let place = store.place();
+    Spool::open(store).map_err(|source| StartError::Spool { place, source })
+}
+
+/// Holds what the last stop left, and removes it when another node has it too, or nobody needs it.
+pub(super) fn read_spool(spool: &Spool, parts: &Parts, tasks: &Tasks) {
+    let (spool, parts, stop) = (spool.clone(), parts.clone(), tasks.stopping());
+    tasks.spawn("spool", async move {
+        let is_placed = || {
+            let is_held = parts.shards.held().1 > 0;
+            let has_peers = parts.peers.placement().view().members().len() > 1;
+            parts.shards.unplaced() == 0 && (has_peers || !is_held)
+        };
+        let _ = stop.run_until_cancelled(spool.read_back(&parts.shards, is_placed)).await;
+    });
+}
