@@ -10,6 +10,7 @@
 pub mod grpc;
 pub mod host;
 pub mod http;
+pub mod links;
 pub mod metrics;
 pub mod node;
 pub mod parts;

@@ -1,7 +1,8 @@
 //! Waiting for a condition, with a deadline.
 //!
-//! Nothing else in the tests sleeps: a fixed pause is too short on a busy machine and too long on
-//! all others. The deadline is generous, because it is met only when a test fails.
+//! Nothing else in the tests sleeps, unless a fault has to last: a fixed pause is too short on a
+//! busy machine and too long on all others. The deadline is generous, because it is met only when a
+//! test fails.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -47,6 +48,15 @@ pub fn wait_within<T>(
 /// After [`DEADLINE`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
+}
+
+/// Lets a fault last for so long, where how long it lasts is what is tested. Never to wait for
+/// something to happen.
+pub fn last(duration: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < duration {
+        pause();
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pause between two looks at a condition")]
