@@ -32,14 +32,25 @@ pub fn wait_within<T>(
     what: &str,
     mut condition: impl FnMut() -> Option<T>,
 ) -> T {
+    let mut value = None;
+    let came = comes_true_within(deadline, || {
+        value = condition();
+        value.is_some()
+    });
+    assert!(came, "waited {deadline:?} in vain for {what}");
+    value.expect("the condition yielded one")
+}
+
+/// Whether `condition` becomes true within `deadline`; for what is reported before it fails.
+pub fn comes_true_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
+    while !condition() {
+        if begin.elapsed() >= deadline {
+            return false;
         }
-        assert!(begin.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
         pause();
     }
+    true
 }
 
 /// Waits until `condition` is true; see [`wait_for`].
