@@ -160,6 +160,15 @@ impl Cluster {
         });
     }
 
+    /// Waits until a node takes nothing more from clients.
+    pub(crate) fn wait_until_full(&self) {
+        wait_until("a node to be full", || {
+            let status = |node: &Node| http::try_get(&node.console_url("/readyz"));
+            let says = |node: &Node| status(node).is_some_and(|says| says.text().contains("full"));
+            self.running().any(|(_, node)| says(node))
+        });
+    }
+
     /// The sum of a metric over all nodes that run.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.running().map(|(_, node)| node.metrics().sum(name, &[])).sum()
