@@ -4,7 +4,7 @@
 //! view seen, to count its changes.
 
 use super::Parts;
-use crate::memory::CLIENTS_PERCENT;
+use crate::frame::Origin;
 use crate::metrics::{
     self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
     PeerLabels, Role, RoleLabels,
@@ -40,7 +40,7 @@ pub(super) fn status(parts: &Parts) -> Status {
     if parts.replicas == 0 || placement.view().members().len() < 2 {
         degraded.push("unreplicated".to_owned());
     }
-    if parts.memory.fill_percent() > CLIENTS_PERCENT {
+    if parts.memory.is_full(Origin::Entry) {
         degraded.push("full".to_owned());
     }
     let mut documents: Vec<status::Member> =
