@@ -7,8 +7,10 @@
 //! State belongs to the values that tests hold: a [`host::Host`] owns a directory, a [`node::Node`]
 //! a process, and both are gone when they are dropped. Every wait has the deadline of [`wait`].
 
+pub mod grpc;
 pub mod host;
 pub mod http;
+pub mod links;
 pub mod metrics;
 pub mod node;
 pub mod parts;

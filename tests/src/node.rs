@@ -7,7 +7,7 @@
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;
 use crate::ports::claim_base_port;
-use crate::program::{Ended, Program};
+use crate::program::{self, Ended, Program};
 use crate::traces::{self, Line};
 use crate::wait::{wait_for, wait_until};
 use serde_json::{Value, json};
@@ -106,6 +106,11 @@ impl Settings {
     /// Where the node writes finished traces, unless its sinks were set.
     pub fn trace_file(&self) -> PathBuf {
         self.directory.join("traces.jsonl")
+    }
+
+    /// Everything that its processes have printed until now.
+    pub fn log(&self) -> String {
+        program::output_of(&self.id, &self.directory)
     }
 
     /// Starts the process and waits until it accepts spans.

@@ -18,13 +18,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `command`; what it prints goes to `<directory>/<name>.log`.
+    /// Starts `command`; what it prints is added to `<directory>/<name>.log`.
     ///
     /// # Panics
     /// When the program cannot be started.
     pub fn start(name: &str, directory: &Path, command: &mut Command) -> Self {
-        let output = directory.join(format!("{name}.log"));
-        let file = File::create(&output).expect("the file for a program's output can be made");
+        let output = output_file(name, directory);
+        let file = File::options().create(true).append(true).open(&output);
+        let file = file.expect("the file for a program's output can be made");
         let again = file.try_clone().expect("a file handle can be cloned");
         let child = command
             .current_dir(directory)
@@ -48,7 +49,7 @@ impl Program {
 
     /// Everything that it has printed until now.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.output).unwrap_or_default()).into_owned()
+        text_of(&self.output)
     }
 
     /// Waits until it has printed `text`.
@@ -84,6 +85,30 @@ impl Program {
     /// When there is no `kill` command.
     pub fn terminate(&self) {
         self.signal("-TERM");
+    }
+
+    /// Sends SIGINT, as ^C does, and returns at once.
+    ///
+    /// # Panics
+    /// When there is no `kill` command.
+    pub fn interrupt(&self) {
+        self.signal("-INT");
+    }
+
+    /// Stops it where it is, until [`Program::resume`].
+    ///
+    /// # Panics
+    /// When there is no `kill` command.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// When there is no `kill` command.
+    pub fn resume(&self) {
+        self.signal("-CONT");
     }
 
     /// Ends it at once, as a crash would.
@@ -140,6 +165,19 @@ impl Drop for Program {
             );
         }
     }
+}
+
+/// Everything that programs called `name` have printed into `directory`.
+pub fn output_of(name: &str, directory: &Path) -> String {
+    text_of(&output_file(name, directory))
+}
+
+fn output_file(name: &str, directory: &Path) -> PathBuf {
+    directory.join(format!("{name}.log"))
+}
+
+fn text_of(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
 /// How a program ended, and what it had printed.

@@ -1,7 +1,8 @@
 //! Waiting for a condition, with a deadline.
 //!
-//! Nothing else in the tests sleeps: a fixed pause is too short on a busy machine and too long on
-//! all others. The deadline is generous, because it is met only when a test fails.
+//! Nothing else in the tests sleeps, unless a fault has to last: a fixed pause is too short on a
+//! busy machine and too long on all others. The deadline is generous, because it is met only when a
+//! test fails.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -31,14 +32,25 @@ pub fn wait_within<T>(
     what: &str,
     mut condition: impl FnMut() -> Option<T>,
 ) -> T {
+    let mut value = None;
+    let came = comes_true_within(deadline, || {
+        value = condition();
+        value.is_some()
+    });
+    assert!(came, "waited {deadline:?} in vain for {what}");
+    value.expect("the condition yielded one")
+}
+
+/// Whether `condition` becomes true within `deadline`; for what is reported before it fails.
+pub fn comes_true_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
+    while !condition() {
+        if begin.elapsed() >= deadline {
+            return false;
         }
-        assert!(begin.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
         pause();
     }
+    true
 }
 
 /// Waits until `condition` is true; see [`wait_for`].
@@ -47,6 +59,15 @@ pub fn wait_within<T>(
 /// After [`DEADLINE`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
+}
+
+/// Lets a fault last for so long, where how long it lasts is what is tested. Never to wait for
+/// something to happen.
+pub fn last(duration: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < duration {
+        pause();
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pause between two looks at a condition")]

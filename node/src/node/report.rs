@@ -4,7 +4,7 @@
 //! view seen, to count its changes.
 
 use super::{End, Parts};
-use crate::memory::CLIENTS_PERCENT;
+use crate::frame::Origin;
 use crate::metrics::{
     self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
     PeerLabels, Role, RoleLabels,
@@ -59,7 +59,7 @@ pub(super) fn status(parts: &Parts) -> Status {
     if is_unreplicated(parts, &placement) {
         degraded.push("unreplicated".to_owned());
     }
-    if parts.memory.fill_percent() > CLIENTS_PERCENT {
+    if parts.memory.is_full(Origin::Entry) {
         degraded.push("full".to_owned());
     }
     let mut documents: Vec<status::Member> =

@@ -1,14 +1,16 @@
 //! What clients should not send: each is refused for good, or taken, and the node goes on.
 
+use crate::host;
 use crate::otlp::{self, Noise, PROTOBUF, around_span, encoded, field, hex, span, trace, trace_id};
-use crate::{grpc, host};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 use tonic::Code;
+use tracemesh_tests::grpc::{self, Answer, Server};
 use tracemesh_tests::http;
 use tracemesh_tests::node::Node;
 use tracemesh_tests::traces;
@@ -251,8 +253,13 @@ fn times_at_both_ends_of_the_range_are_kept() {
 #[test]
 fn fields_and_values_from_the_future_reach_an_otlp_sink_unchanged() {
     let host = host();
-    let receiver = grpc::Receiver::start();
-    let sinks = json!([{ "otlp": { "endpoint": receiver.url() } }]);
+    let messages = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&messages);
+    let sink = Server::start("127.0.0.1:0", move |message| {
+        keep.lock().expect("nothing panics while it keeps a message").push(message);
+        Answer::Taken
+    });
+    let sinks = json!([{ "otlp": { "endpoint": sink.url() } }]);
     let node = host.node("a").with("sinks", sinks).start();
     let mut bytes = span(&trace_id(1), 0).encode_to_vec();
     bytes.extend(field(1000, b"a field from the future"));
@@ -261,6 +268,7 @@ fn fields_and_values_from_the_future_reach_an_otlp_sink_unchanged() {
     grpc::Client::new(node.grpc_url()).export(around_span(&bytes)).expect("a span is taken");
     let has_span = |message: &[u8]| message.windows(bytes.len()).any(|window| window == bytes);
     wait_until("the sink to have the span's bytes", || {
-        receiver.messages().iter().any(|message| has_span(message))
+        let messages = messages.lock().expect("nothing panics while it keeps a message");
+        messages.iter().any(|message| has_span(message))
     });
 }

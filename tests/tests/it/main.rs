@@ -7,7 +7,6 @@
 mod bad_requests;
 mod bad_settings;
 mod clients;
-mod grpc;
 mod intruders;
 mod members;
 mod mesh;

@@ -1,7 +1,7 @@
 //! Three nodes: every trace meets on one owner, wherever its spans came in.
 
+use crate::host;
 use crate::otlp::{encoded, hex, trace, trace_id};
-use crate::{grpc, host};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::ports::claim_base_port;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
-use tracemesh_tests::{http, traces};
+use tracemesh_tests::{grpc, http, traces};
 
 /// Traces that are scattered over the nodes.
 const TRACE_COUNT: u64 = 3_000;

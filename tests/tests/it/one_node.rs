@@ -1,13 +1,13 @@
 //! One node, as somebody meets it who has just installed it.
 
 use crate::otlp::{PROTOBUF, encoded, hex, span, trace, trace_id};
-use crate::{TRACEMESH, grpc, host};
+use crate::{TRACEMESH, host};
 use serde_json::json;
 use std::process::Command;
-use tracemesh_tests::http;
 use tracemesh_tests::ports::claim_base_port;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
+use tracemesh_tests::{grpc, http};
 
 const JSON_TRACE: &str = r#"{"resourceSpans":[{
     "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]},

@@ -2,7 +2,7 @@
 //!
 //! Each try has a deadline. What the specification calls retryable is sent again, the same bytes,
 //! to the next target: at once while there are targets that were not tried, then after growing
-//! pauses, and never before the time that the server asked for. The invariant: a request ends
+//! pauses, and never to a target before the time that it asked for. The invariant: a request ends
 //! acknowledged, refused for good, or given up after `give_up_after`, exactly once, and only an
 //! OTLP success counts as acknowledged.
 //!
@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse
 use prost::Message;
 use std::error::Error;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::client::Grpc;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -184,40 +184,42 @@ impl Client {
         let Outgoing { number, target, bytes, span_count, due } = outgoing;
         let begin = Instant::now();
         let mut failures = Vec::new();
+        let mut not_before = vec![begin; self.targets.len()];
         let end = loop {
-            let target = &self.targets[(target + failures.len()) % self.targets.len()];
+            let place = (target + failures.len()) % self.targets.len();
             let connection = number as usize / self.targets.len();
-            let failure = match target.export(connection, bytes.clone(), &self.sending).await {
+            let try_of_it = self.targets[place].export(connection, bytes.clone(), &self.sending);
+            let failure = match try_of_it.await {
                 Ok(refused_span_count) => break End::Acknowledged { refused_span_count },
                 Err(failure) => failure,
             };
-            let pause = self.pause(number, failures.len(), &failure);
+            let now = Instant::now();
+            not_before[place] = now + failure.retry_after().unwrap_or_default();
+            let pause = self.pause(number, failures.len());
+            let next = (now + pause).max(not_before[(place + 1) % self.targets.len()]);
             let is_retryable = failure.is_retryable();
             failures.push(failure);
             if !is_retryable {
                 break End::Refused;
             }
-            if begin.elapsed() + pause > self.sending.give_up_after {
+            if next.duration_since(begin) > self.sending.give_up_after {
                 break End::GivenUp;
             }
-            sleep(pause).await;
+            sleep_until(next).await;
         };
         let at = Instant::now();
         Delivery { number, span_count, end, at, latency: at.duration_since(due), failures }
     }
 
-    /// How long to wait after the failure of try number `tries`, counted from 0.
-    fn pause(&self, number: u64, tries: usize, failure: &Failure) -> Duration {
-        let own = match (tries + 1).checked_sub(self.targets.len()) {
-            None => Duration::ZERO,
-            Some(rounds) => {
-                let doubled = PAUSE_MIN.saturating_mul(1 << rounds.min(16)).min(PAUSE_MAX);
-                // Between half and all of it, so that requests do not come back together.
-                let dice = mix(number.wrapping_add((tries as u64) << 48)) as f64;
-                doubled.mul_f64(0.5 + 0.5 * dice / u64::MAX as f64)
-            }
+    /// How long to wait after try number `tries`, counted from 0, whatever servers ask for.
+    fn pause(&self, number: u64, tries: usize) -> Duration {
+        let Some(rounds) = (tries + 1).checked_sub(self.targets.len()) else {
+            return Duration::ZERO;
         };
-        own.max(failure.retry_after().unwrap_or_default())
+        let doubled = PAUSE_MIN.saturating_mul(1 << rounds.min(16)).min(PAUSE_MAX);
+        // Between half and all of it, so that requests do not come back together.
+        let dice = mix(number.wrapping_add((tries as u64) << 48)) as f64;
+        doubled.mul_f64(0.5 + 0.5 * dice / u64::MAX as f64)
     }
 }
 

@@ -286,19 +286,32 @@ async fn partial_success_counts_what_it_refuses() {
     assert_eq!(report.sent.spans_rejected, 2 * report.sent.requests);
 }
 
-#[tokio::test]
-async fn wait_that_a_server_asks_for_is_honoured() {
+/// A server that is full and asks to be left alone for 60 s.
+fn busy() -> Export {
     // `google.rpc.Status` with one detail, a `RetryInfo` of 60 s.
     let mut details = b"\x1a\x30\x0a\x28type.googleapis.com/google.rpc.RetryInfo".to_vec();
     details.extend(b"\x12\x04\x0a\x02\x08\x3c");
     let details = Bytes::from(details);
+    always(move || Err(Status::with_details(Code::ResourceExhausted, "full", details.clone())))
+}
+
+#[tokio::test]
+async fn wait_that_a_server_asks_for_is_honoured() {
     let mut servers = Servers::default();
-    let busy = move || Err(Status::with_details(Code::ResourceExhausted, "full", details.clone()));
-    let target = servers.start(always(busy)).await;
+    let target = servers.start(busy()).await;
     // It would have to wait for 60 s, so it gives up at once.
     let report = run(arguments(&[target], "--deadline 10m --give-up-after 59s")).await;
     assert_eq!((report.sent.spans_unacknowledged, report.sent.retries), (report.sent.spans, 0));
     assert_eq!(report.sent.spans_refused, 0);
+}
+
+#[tokio::test]
+async fn wait_that_a_server_asks_for_holds_up_no_other_server() {
+    let mut servers = Servers::default();
+    let targets = [servers.start(busy()).await, servers.start(always(|| Ok(Bytes::new()))).await];
+    // Who waited for 60 s would give up.
+    let report = run(arguments(&targets, "--deadline 10m --give-up-after 59s")).await;
+    assert!(report.good && report.sent.retries > 0, "{report}");
 }
 
 #[tokio::test]

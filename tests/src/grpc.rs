@@ -1,20 +1,21 @@
-//! OTLP over gRPC without decoding: a client that sends any bytes, and a receiver that keeps them.
+//! OTLP over gRPC without decoding: a client that sends any bytes, and a server that gives its
+//! test every message as it came.
 //!
 //! Both block their caller and own the runtime that they need, so that tests stay plain functions.
+//! A dropped server has closed its port and all its connections, as one that crashed.
 
 use bytes::{Buf, BufMut, Bytes};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::{NamedService, UnaryService};
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 const SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
@@ -32,19 +33,23 @@ fn runtime() -> Runtime {
 }
 
 /// A client of one node.
-pub(crate) struct Client {
+#[derive(Debug)]
+pub struct Client {
     runtime: Runtime,
     grpc: Grpc<Channel>,
 }
 
 impl Client {
     /// Dials when it is first used.
-    pub(crate) fn new(url: String) -> Self {
+    ///
+    /// # Panics
+    /// When `url` is none.
+    pub fn new(url: String) -> Self {
         Self::with(url, |grpc| grpc)
     }
 
     /// Compresses what it sends.
-    pub(crate) fn compressing(url: String, encoding: CompressionEncoding) -> Self {
+    pub fn compressing(url: String, encoding: CompressionEncoding) -> Self {
         Self::with(url, |grpc| grpc.send_compressed(encoding))
     }
 
@@ -57,7 +62,10 @@ impl Client {
     }
 
     /// Sends `request`, which need not be one, to `Export`.
-    pub(crate) fn export(&mut self, request: impl Into<Bytes>) -> Result<Bytes, Status> {
+    ///
+    /// # Errors
+    /// Whatever status the node answers, or `Unavailable` when it cannot be reached.
+    pub fn export(&mut self, request: impl Into<Bytes>) -> Result<Bytes, Status> {
         let request = Request::new(request.into());
         let method = http::uri::PathAndQuery::from_static(METHOD);
         let grpc = &mut self.grpc;
@@ -69,55 +77,54 @@ impl Client {
     }
 }
 
-/// Takes OTLP on a port of loopback, and keeps every message as it came.
-pub(crate) struct Receiver {
-    address: SocketAddr,
-    messages: Arc<Mutex<Vec<Bytes>>>,
-    /// The server ends when this is dropped.
-    _stop: oneshot::Sender<()>,
+/// What a server says to a message.
+#[derive(Debug)]
+pub enum Answer {
+    /// Success.
+    Taken,
+    /// This status.
+    Refused(Status),
+    /// Nothing, ever.
+    None,
 }
 
-impl Receiver {
-    /// Listens at once.
-    pub(crate) fn start() -> Self {
+/// Takes OTLP on a port of loopback.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    /// All its tasks end when this is dropped.
+    _runtime: Runtime,
+}
+
+impl Server {
+    /// Listens at `address` (port 0 for any) and asks `take` what to answer to each message.
+    ///
+    /// # Panics
+    /// When the port is taken.
+    pub fn start(address: &str, take: impl Fn(Bytes) -> Answer + Send + Sync + 'static) -> Self {
         let runtime = runtime();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"));
-        let listener = listener.expect("a port of loopback is free");
+        let listener = runtime.block_on(TcpListener::bind(address));
+        let listener = listener.unwrap_or_else(|error| panic!("{address}: {error}"));
         let address = listener.local_addr().expect("a listener has an address");
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let keep = Keep { messages: Arc::clone(&messages) };
-        let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::spawn(move || {
-            let server = Server::builder().add_service(keep);
-            let stopped = async { drop(stopped.await) };
-            let serve =
-                server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
-            runtime.block_on(serve).expect("a receiver serves until it is stopped");
-        });
-        Self { address, messages, _stop: stop }
+        let server = tonic::transport::Server::builder().add_service(Export(Arc::new(take)));
+        runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { address, _runtime: runtime }
     }
 
     /// Where it listens.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
-    }
-
-    /// The messages that came until now.
-    pub(crate) fn messages(&self) -> Vec<Bytes> {
-        self.messages.lock().expect("nothing panics while it keeps a message").clone()
     }
 }
 
 #[derive(Clone)]
-struct Keep {
-    messages: Arc<Mutex<Vec<Bytes>>>,
-}
+struct Export(Arc<dyn Fn(Bytes) -> Answer + Send + Sync>);
 
-impl NamedService for Keep {
+impl NamedService for Export {
     const NAME: &'static str = SERVICE;
 }
 
-impl Service<http::Request<tonic::body::Body>> for Keep {
+impl Service<http::Request<tonic::body::Body>> for Export {
     type Response = http::Response<tonic::body::Body>;
     type Error = std::convert::Infallible;
     type Future = BoxFuture<Self::Response, Self::Error>;
@@ -127,25 +134,30 @@ impl Service<http::Request<tonic::body::Body>> for Keep {
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let keep = self.clone();
+        let export = self.clone();
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(RawCodec)
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX);
-            Ok(grpc.unary(keep, request).await)
+            Ok(grpc.unary(export, request).await)
         })
     }
 }
 
-impl UnaryService<Bytes> for Keep {
+impl UnaryService<Bytes> for Export {
     type Response = Bytes;
     type Future = BoxFuture<Response<Bytes>, Status>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let mut messages = self.messages.lock().expect("nothing panics while it keeps a message");
-        messages.push(request.into_inner());
-        Box::pin(async { Ok(Response::new(Bytes::new())) })
+        let answer = (self.0)(request.into_inner());
+        Box::pin(async {
+            match answer {
+                Answer::Taken => Ok(Response::new(Bytes::new())),
+                Answer::Refused(status) => Err(status),
+                Answer::None => std::future::pending().await,
+            }
+        })
     }
 }
 
