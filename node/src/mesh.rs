@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 use tracemesh_membership::{Carrier, Membership, NodeId, PeerInfo, Placement, Status};
 use tracemesh_transport::{
     CallError, Delivery, Frame, Incoming, Peer, Proved, Received, Responder, Transport,
@@ -237,9 +238,28 @@ pub struct Gossip {
     received: mpsc::Sender<(SocketAddr, Bytes)>,
 }
 
-/// Whom frames about spans are for; none until the shards have started, because membership needs
-/// gossip before it is known who this node is. Without them Holds are not answered.
-pub type Handlers = Option<(Shards, Peers)>;
+/// Whom frames about spans are for; clones share everything.
+#[derive(Clone)]
+pub struct Handlers {
+    shards: Shards,
+    peers: Peers,
+    /// Frames that are being answered.
+    answering: TaskTracker,
+}
+
+impl Handlers {
+    /// What answers frames about spans.
+    pub fn new(shards: Shards, peers: Peers) -> Self {
+        Self { shards, peers, answering: TaskTracker::new() }
+    }
+
+    /// Waits until every frame that was taken is answered, or never will be.
+    pub async fn answered(&self) {
+        self.answering.close();
+        self.answering.wait().await;
+        self.answering.reopen();
+    }
+}
 
 /// Moves what arrives to where it belongs.
 pub fn carry(
@@ -247,14 +267,14 @@ pub fn carry(
     incoming: Incoming,
     gossip: Gossip,
     tasks: &Tasks,
-) -> watch::Sender<Handlers> {
+) -> watch::Sender<Option<Handlers>> {
     let Gossip { to_send, received } = gossip;
     let (transport, stop) = (transport.clone(), tasks.stopping());
     tasks.spawn("gossip out", async move {
         let _ = stop.run_until_cancelled(send_gossip(transport, to_send)).await;
     });
-    let (handlers, shards) = watch::channel(None);
-    tasks.spawn("frames in", receive(incoming, received, shards, tasks.clone()));
+    let (handlers, taken) = watch::channel(None);
+    tasks.spawn("frames in", receive(incoming, received, taken, tasks.clone()));
     handlers
 }
 
@@ -269,7 +289,7 @@ async fn send_gossip(transport: Transport, mut to_send: mpsc::Receiver<(SocketAd
 async fn receive(
     mut incoming: Incoming,
     gossip: mpsc::Sender<(SocketAddr, Bytes)>,
-    shards: watch::Receiver<Handlers>,
+    handlers: watch::Receiver<Option<Handlers>>,
     tasks: Tasks,
 ) {
     let stop = tasks.stopping();
@@ -279,27 +299,33 @@ async fn receive(
             () = stop.cancelled() => return,
             received = incoming.next() => received,
         };
-        let handlers = shards.borrow().clone();
+        // Counted while nobody can take the handlers away: see [`Handlers::answered`].
+        let count = |handlers: &Handlers| (handlers.clone(), handlers.answering.token());
+        let handlers = handlers.borrow().as_ref().map(count);
         match (received, handlers) {
             (None, _) => return,
             (Some(Received::Notice { from, frame }), _) if frame.kind == kind::GOSSIP => {
                 // A full queue drops the message: the next round says the same.
                 let _ = gossip.try_send((from.address, frame.payload));
             }
-            (Some(Received::Notice { from, frame }), Some((shards, peers)))
+            (Some(Received::Notice { from, frame }), Some((Handlers { shards, peers, .. }, _)))
                 if frame.kind == kind::DONE =>
             {
                 on_done(&shards, &peers, &from, frame).await;
             }
-            (Some(Received::Call { from, frame, respond }), Some((shards, peers)))
-                if frame.kind == kind::HOLD =>
-            {
-                let handle = on_hold(shards, peers, from, frame, respond);
-                tasks.spawn("hold", handle);
+            (
+                Some(Received::Call { from, frame, respond }),
+                Some((Handlers { shards, peers, .. }, counted)),
+            ) if frame.kind == kind::HOLD => {
+                tasks.spawn("hold", async move {
+                    on_hold(shards, peers, from, frame, respond).await;
+                    drop(counted);
+                });
             }
-            (Some(Received::Call { from, frame, respond }), Some((shards, peers)))
-                if frame.kind == kind::EXPLAIN =>
-            {
+            (
+                Some(Received::Call { from, frame, respond }),
+                Some((Handlers { shards, peers, .. }, _)),
+            ) if frame.kind == kind::EXPLAIN => {
                 tasks.spawn("explain", on_explain(shards, peers, from, frame, respond));
             }
             (Some(Received::Notice { from, frame } | Received::Call { from, frame, .. }), _) => {

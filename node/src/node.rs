@@ -166,7 +166,8 @@ pub struct Node {
     router: Router,
     admission: watch::Sender<Admission>,
     close_ingest: CancellationToken,
-    handlers: watch::Sender<mesh::Handlers>,
+    handlers: watch::Sender<Option<mesh::Handlers>>,
+    answering: mesh::Handlers,
     drain: config::Drain,
     spool: Spool,
     tasks: Tasks,
@@ -224,7 +225,8 @@ impl Node {
         let settings = shard_settings(config, shard_count, sinks, undecided);
         let (counted, trace) = (Arc::clone(&memory), &meters.stages.trace);
         let shards = Shards::start(settings, counted, peers.clone(), trace, &tasks);
-        handlers.send_replace(Some((shards.clone(), peers.clone())));
+        let answering = mesh::Handlers::new(shards.clone(), peers.clone());
+        handlers.send_replace(Some(answering.clone()));
         let parts = Parts {
             cluster: config.cluster.name.clone(),
             zone: config.node.zone.clone(),
@@ -258,6 +260,7 @@ impl Node {
             admission,
             close_ingest,
             handlers,
+            answering,
             drain: config.drain.clone(),
             spool,
             tasks,

@@ -34,14 +34,12 @@ impl Node {
                 while !self.is_empty() {
                     sleep(DRAIN_LOOK).await;
                 }
-                // A peer whose view is old may still send something: nobody is answered any more,
-                // and what was answered before that is waited for.
-                let handlers = self.handlers.send_replace(None);
-                sleep(DRAIN_LOOK).await;
+                // A peer whose view is old may still send something.
+                self.stop_answering().await;
                 if self.is_empty() {
                     return;
                 }
-                self.handlers.send_replace(handlers);
+                self.handlers.send_replace(Some(self.answering.clone()));
             }
         };
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
@@ -49,8 +47,8 @@ impl Node {
             self.spool.clear();
             return End::Drained;
         }
-        // Nobody is answered any more, so nothing that was answered comes after what is spooled.
-        self.handlers.send_replace(None);
+        // So nothing that was answered comes after what is spooled.
+        self.stop_answering().await;
         let span_count = self.held();
         if span_count == 0 && self.spool.is_read() {
             let traces = self.parts.shards.unplaced();
@@ -63,6 +61,13 @@ impl Node {
             Ok(()) => End::Left { span_count, spool },
             Err(source) => End::Lost { span_count, spool, source },
         }
+    }
+
+    /// Nobody is answered any more, and what was answered before that is held. A shard publishes
+    /// what it holds before it answers.
+    async fn stop_answering(&self) {
+        self.handlers.send_replace(None);
+        self.answering.answered().await;
     }
 
     /// Nothing is held or unplaced, and every shard knows the view of a node that leaves.
