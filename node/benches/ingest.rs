@@ -39,10 +39,12 @@ use tracemesh::frame::Origin;
 use tracemesh::ingest::{Accepted, Admission, Export, InFlight, Listeners, Refusal, Settings};
 use tracemesh::metrics::Metrics;
 use tracemesh::scan::{Scan, scan, scan_trusted};
-use tracemesh::shard::{HoldPart, Limits, Shard, SinkSet};
+use tracemesh::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
 use tracemesh::span_view::{SpanView, unframed};
 use tracemesh::split::{Targets, split};
-use tracemesh_membership::{HashKey, Placement, View};
+use tracemesh_membership::{
+    HashKey, Incarnation, MemberState, Placement, View, ViewMember, Weight,
+};
 
 #[global_allocator]
 static ALLOCATOR: tracemesh::Allocator = tracemesh::Allocator;
@@ -190,7 +192,15 @@ fn grpc_message(request: &[u8]) -> Bytes {
 fn hold(dice: &mut StdRng) {
     let now = Instant::now();
     let key = HashKey([7; 16]);
-    let placement = Arc::new(Placement::new(Arc::new(View::new([]))));
+    let alone = ViewMember {
+        id: "a".into(),
+        incarnation: Incarnation { generation: 1, epoch: 0 },
+        weight: Weight::default(),
+        zone: "".into(),
+        state: MemberState::Active,
+    };
+    let standing = Standing::alone(Arc::new(Placement::new(Arc::new(View::new([alone])))));
+    let view_hash = standing.view_hash();
     let limits = Limits {
         root_delay: Duration::from_secs(6),
         age_max: Duration::from_secs(30),
@@ -200,8 +210,9 @@ fn hold(dice: &mut StdRng) {
         remember_bytes_max: usize::MAX,
     };
     let sinks = SinkSet::first(1);
-    let mut shard = Shard::new("a".into(), key, limits, sinks, Box::new(KeepAll), placement, now);
-    let part = HoldPart { origin: Origin::Entry, unplaced: false, due_in: limits.age_max };
+    let mut shard = Shard::new("a".into(), key, limits, sinks, Box::new(KeepAll), standing, now);
+    let due_in = limits.age_max;
+    let part = HoldPart { origin: Origin::Entry, marked: false, view_hash, due_in };
     let (mut span_bytes, mut elapsed) = (0, 0.0);
     let before = resident_bytes();
     for _ in 0..HELD_REQUEST_COUNT {
