@@ -12,7 +12,7 @@ use super::setting::Verdicts;
 use super::witness::{Facts, Invariant};
 use super::world::{Action, SinkSays};
 use Kind::{Answer, Done, Hold, Reply};
-use Step::{Deliver, Do, Live, Lose, See, Sink, Talk, Timers};
+use Step::{Deliver, Do, Live, Lose, Pass, See, Sink, Talk, Timers};
 
 /// A schedule that some bugs do not survive.
 #[derive(Clone, Copy, Debug)]
@@ -303,6 +303,23 @@ const fn excuse(invariant: Invariant, facts: [Facts; 2], schedule: Schedule) -> 
     Excused { invariant, facts: Facts(facts[0].0 | facts[1].0), schedule }
 }
 
+/// Node 2 joins and becomes the owner, as nodes 0 and 2 know; it gets the trace from node 0, waits
+/// for node 1 in vain, and decides. Node 1, the owner before, decides, too.
+const DECIDED_UNCALM: &[Step] = &[
+    Do(Action::Submit(0)),
+    Deliver(Hold, 0, 1),
+    Deliver(Reply, 1, 0),
+    Do(Action::Start(2)),
+    Do(Action::Gossip(2, 0)),
+    Do(Action::Gossip(2, 1)),
+    Do(Action::Activate(2)),
+    Do(Action::Gossip(0, 2)),
+    Pass(&[0, 2], 2),
+    See(Sight::Holds(2, 1)),
+    Do(Action::Late(2)),
+    Do(Action::Timer(1)),
+];
+
 /// All that need one.
 pub const EXCUSED: &[Excused] = &[
     excuse(
@@ -366,6 +383,17 @@ pub const EXCUSED: &[Excused] = &[
         Schedule {
             name: "a verdict comes before its spans, then the owner stands still",
             steps: &[DONE_FIRST, REPLACED],
+            ..DISAGREE
+        },
+    ),
+    excuse(
+        Invariant::OneVerdict,
+        [Facts::UNCALM, Facts::UNCALM],
+        Schedule {
+            name: "an owner decides that waited in vain for its predecessor, which decides, too",
+            started: 2,
+            order: [2, 1, 0, 3],
+            steps: &[DECIDED_UNCALM],
             ..DISAGREE
         },
     ),
