@@ -26,6 +26,8 @@ mod network;
 pub mod check;
 pub mod choices;
 
+pub mod directed;
+pub mod rows;
 pub mod schedule;
 pub mod search;
 pub mod story;

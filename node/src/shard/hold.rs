@@ -140,7 +140,7 @@ impl Shard {
                 self.table.find_or_insert(trace_id, key, self.hash_key.slot(&trace_id.0)).0
             }
         };
-        let Some(trace) = self.table.get_mut(index) else { return None };
+        let trace = self.table.get_mut(index)?;
         let now_ms = to_ms(now - self.started);
         let before = if trace.key_count() == 0 { Before::default() } else { Before::of(trace) };
         learn(trace, named, now_ms);

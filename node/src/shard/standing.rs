@@ -52,11 +52,13 @@ impl Standing {
         self.placement.view().members().get(usize::from(owner))
     }
 
-    /// Whether every active and leaving member, itself included, has settled in its view (D1).
+    /// Whether every active and leaving member, itself included, has settled in its view (D1). Who
+    /// settled in it and has another view by now has not.
     pub fn all_settled(&self) -> bool {
         let hash = self.view_hash();
         let counts = |peer: &&PeerStanding| peer.state != MemberState::Joining;
-        self.settled == hash && self.peers.values().filter(counts).all(|peer| peer.settled == hash)
+        let has_settled = |peer: &PeerStanding| peer.settled == hash && peer.view_hash == hash;
+        self.settled == hash && self.peers.values().filter(counts).all(has_settled)
     }
 }
 

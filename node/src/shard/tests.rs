@@ -17,6 +17,7 @@ use tracemesh_membership::{
 };
 
 mod placing;
+mod rows;
 
 const KEY: HashKey = HashKey([7; 16]);
 const LIMITS: Limits = Limits {

@@ -37,7 +37,8 @@ pub enum Bug {
     ForgetWhileOffering,
     /// A confirmation that is older than the last change counts.
     ConfirmStale,
-    /// What another incarnation confirmed counts.
+    /// What another incarnation confirmed counts, although its view, which lists itself, cannot be
+    /// the present one.
     ConfirmByFormer,
     /// What was confirmed by another view counts.
     ConfirmOtherView,

@@ -43,6 +43,16 @@ pub const LICENCES: &[Licence] = &[
         Facts::DONE_UNLIKE.0 | Facts::CRASHED.0,
         "(b) crash after a Done that did not cover the replica's spans",
     ),
+    licence(
+        ExportedOnce,
+        Facts::DONE_LOST.0 | Facts::STOOD_STILL.0,
+        "(b) stand-still after a Done that did not arrive",
+    ),
+    licence(
+        ExportedOnce,
+        Facts::DONE_UNLIKE.0 | Facts::STOOD_STILL.0,
+        "(b) stand-still after a Done that did not cover the replica's spans",
+    ),
     licence(ExportedOnce, Facts::SUSPECTED.0, "(d) a live node was dropped from a view"),
     licence(ExportedOnce, Facts::UNCALM.0, "(e) SETTLE_MAX ran out"),
     licence(ExportedOnce, Facts::LAST_LEFT.0, "(f) the last active node left"),
@@ -66,6 +76,16 @@ pub const LICENCES: &[Licence] = &[
         OneVerdict,
         Facts::DONE_UNLIKE.0 | Facts::CRASHED.0,
         "a node died with a verdict that came before the spans",
+    ),
+    licence(
+        OneVerdict,
+        Facts::DONE_LOST.0 | Facts::STOOD_STILL.0,
+        "a node stood still with a verdict of which the news was lost",
+    ),
+    licence(
+        OneVerdict,
+        Facts::DONE_UNLIKE.0 | Facts::STOOD_STILL.0,
+        "a node stood still with a verdict that came before the spans",
     ),
     licence(Counters, Facts::REROUTED.0, "counted as rerouted or unacknowledged"),
     licence(Counters, Facts::LOSSY.0, "what comes twice is counted as redelivered"),

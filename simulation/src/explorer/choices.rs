@@ -165,6 +165,9 @@ impl World {
         }
         if message.is_between_nodes() {
             fault(choices, self.budget.drop, Action::Drop(number));
+            if self.is_refusable(message) {
+                fault(choices, self.budget.full, Action::Refuse(number));
+            }
             fault(choices, self.budget.duplicate, Action::Duplicate(number));
         }
     }

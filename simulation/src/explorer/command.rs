@@ -2,6 +2,9 @@
 
 use super::bugs::Bug;
 use super::check::LICENCES;
+use super::directed::{directed, excused};
+use super::rows::ROWS;
+use super::schedule::{Played, Schedule};
 use super::search::{SMALL, search};
 use super::setting::Atlas;
 use super::story::story;
@@ -40,13 +43,19 @@ enum What {
         #[arg(long)]
         bug: Option<Bug>,
     },
-    /// Plant each bug, and show the first walk that catches it
+    /// Plant each bug, and show the schedule or the first walk that catches it
     Bugs {
         /// Walks for each bug
         #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
         walks_max: u64,
     },
-    /// Withhold each excuse, and show the first walk that needs it
+    /// Play the schedule of each row of "What happens when"
+    Rows {
+        /// Tell the stories of the rows with this in their names
+        #[arg(long, value_name = "PART")]
+        tell: Option<String>,
+    },
+    /// Withhold each excuse, and show the schedule or the first walk that needs it
     Licences {
         /// Walks for each excuse
         #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
@@ -88,6 +97,7 @@ pub fn run(explore: &Explore, out: &mut impl Write) -> io::Result<ExitCode> {
             Ok(code(ended.violation.is_none()))
         }
         What::Bugs { walks_max } => hunt_all(*walks_max, &atlas, out),
+        What::Rows { tell } => play_rows(tell.as_deref(), &atlas, out),
         What::Licences { walks_max } => try_licences(*walks_max, &atlas, out),
         What::Search { name, states_max, bug } => search_one(name, *states_max, *bug, &atlas, out),
     }
@@ -137,38 +147,73 @@ fn walk_all(
 fn hunt_all(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
     let mut all_caught = true;
     for bug in Bug::ALL {
-        let twist = Twist { bug: Some(bug), withheld: None };
-        let caught = first_violation(walks_max, twist, atlas);
-        all_caught &= caught.is_some();
-        writeln!(out, "{bug:?}: {}", tell_catch(caught, walks_max))?;
+        let schedule = directed(bug).map(|directed| &directed.schedule);
+        let (is_caught, told) = seek(Twist::planted(bug), schedule, walks_max, atlas);
+        all_caught &= is_caught;
+        writeln!(out, "{bug:?}: {told}")?;
     }
     Ok(code(all_caught))
+}
+
+fn play_rows(tell: Option<&str>, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
+    let mut all_right = true;
+    for row in ROWS {
+        let name = row.schedule.name;
+        let (story, is_right, told) = match row.schedule.play(Twist::default(), atlas) {
+            Err(impossible) => (impossible.story.clone(), false, impossible.to_string()),
+            Ok(Played { story, violation: Some(violation), .. }) => {
+                (story, false, violation.to_string())
+            }
+            Ok(Played { story, exports, .. }) => {
+                (story, exports == row.exports, format!("exports: {exports}"))
+            }
+        };
+        all_right &= is_right;
+        if tell.is_some_and(|part| name.contains(part)) {
+            write!(out, "{story}")?;
+        }
+        let how = if is_right { "as promised" } else { "not as promised" };
+        writeln!(out, "{name}: {how}, {told}")?;
+    }
+    Ok(code(all_right))
 }
 
 fn try_licences(walks_max: u64, atlas: &Arc<Atlas>, out: &mut impl Write) -> io::Result<ExitCode> {
     let mut all_needed = true;
     for (number, licence) in LICENCES.iter().enumerate() {
-        let twist = Twist { bug: None, withheld: Some(number) };
-        let caught = first_violation(walks_max, twist, atlas);
-        all_needed &= caught.is_some();
+        let schedule = excused(number).map(|excused| &excused.schedule);
+        let (is_needed, told) = seek(Twist::withheld(number), schedule, walks_max, atlas);
+        all_needed &= is_needed;
         let (invariant, reason) = (licence.invariant, licence.reason);
-        let told = tell_catch(caught, walks_max);
         writeln!(out, "{number} {invariant:?} ({reason}): {told}")?;
     }
     Ok(code(all_needed))
 }
 
-fn first_violation(walks_max: u64, twist: Twist, atlas: &Arc<Atlas>) -> Option<(u64, Ended)> {
-    let mut walks = (0..walks_max).map(|seed| (seed, walk(seed, twist, atlas, |_, _, _| {})));
-    walks.find(|(_, ended)| ended.violation.is_some())
-}
-
-fn tell_catch(caught: Option<(u64, Ended)>, walks_max: u64) -> String {
-    match caught {
-        Some((seed, Ended { steps, violation: Some(violation), .. })) => {
-            format!("caught by walk {seed} after {steps} steps: {violation}")
+/// Looks for a broken promise: by the schedule, if there is one, otherwise by walks.
+fn seek(
+    twist: Twist,
+    schedule: Option<&Schedule>,
+    walks_max: u64,
+    atlas: &Arc<Atlas>,
+) -> (bool, String) {
+    let Some(schedule) = schedule else {
+        let mut walks = (0..walks_max).map(|seed| (seed, walk(seed, twist, atlas, |_, _, _| {})));
+        let caught = walks.find_map(|(seed, ended)| Some((seed, ended.steps, ended.violation?)));
+        return match caught {
+            Some((seed, steps, violation)) => {
+                (true, format!("caught by walk {seed} after {steps} steps: {violation}"))
+            }
+            None => (false, format!("not caught in {walks_max} walks")),
+        };
+    };
+    let name = schedule.name;
+    match schedule.play(twist, atlas) {
+        Ok(Played { violation: Some(violation), .. }) => {
+            (true, format!("caught by its schedule, {name}: {violation}"))
         }
-        _ => format!("not caught in {walks_max} walks"),
+        Ok(_) => (false, format!("not caught by its schedule, {name}")),
+        Err(impossible) => (false, format!("its schedule, {name}, does not fit: {impossible}")),
     }
 }
 

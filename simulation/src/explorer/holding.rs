@@ -119,13 +119,7 @@ impl World {
             }
         }
         let reply = reply.into_reply(self.nodes[to].sender(), GRANT);
-        let asker = &self.nodes[from];
-        let is_heard = about != About::Nobody
-            && asker.exists()
-            && asker.incarnation.generation == hold.sender.generation;
-        if is_heard {
-            self.push(Message::new(to, from, Body::Reply(Arc::new(reply), about, content)));
-        }
+        self.reply(to, from, hold, Body::Reply(Arc::new(reply), about, content));
     }
 
     /// What a node makes of a reply under some bugs.
@@ -150,9 +144,13 @@ impl World {
         let mut reply = reply.clone();
         if self.has(Bug::ConfirmByFormer)
             && let Some(member) = self.nodes[number].placement.view().get(plan.id(from))
+            && reply.sender.incarnation() != member.incarnation
         {
-            reply.sender.generation = member.incarnation.generation;
-            reply.sender.epoch = member.incarnation.epoch;
+            reply.sender = Sender {
+                view_hash: self.nodes[number].placement.view().hash(),
+                generation: member.incarnation.generation,
+                epoch: member.incarnation.epoch,
+            };
         }
         if self.has(Bug::ConfirmOtherView) {
             reply.sender.view_hash = self.nodes[number].placement.view().hash();

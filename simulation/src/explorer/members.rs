@@ -21,7 +21,9 @@ impl World {
     pub(super) fn on_suspicion(&mut self, node: usize, peer: usize) {
         if self.nodes[peer].exists() {
             self.budget.suspect = self.budget.suspect.saturating_sub(1);
-            self.witness.facts |= Facts::SUSPECTED;
+            if self.nodes[peer].is_up() {
+                self.witness.facts |= Facts::SUSPECTED;
+            }
         }
         if let Some(rumour) = &mut self.nodes[node].rumours[peer] {
             rumour.suspected = true;

@@ -6,7 +6,8 @@
 use super::message::{About, Body, Kind, Message};
 use super::witness::Facts;
 use super::world::World;
-use tracemesh::frame;
+use std::sync::Arc;
+use tracemesh::frame::{self, HoldReply};
 
 impl World {
     pub(super) fn push(&mut self, message: Message) {
@@ -41,6 +42,32 @@ impl World {
             if let Some(trace) = trace {
                 self.witness.trace_facts[trace] |= Facts::DONE_LOST;
             }
+        }
+    }
+
+    /// Whether it takes memory to take it in.
+    pub(super) fn is_refusable(&self, message: &Message) -> bool {
+        let has_bytes = matches!(&message.body, Body::Hold(hold, _) if !hold.request.is_empty());
+        has_bytes && self.nodes[message.to].is_up()
+    }
+
+    /// A Hold arrives where there is no memory for it.
+    pub(super) fn refuse(&mut self, message: usize) {
+        self.budget.full = self.budget.full.saturating_sub(1);
+        let Message { from, to, body, content } = self.messages.swap_remove(message);
+        let Body::Hold(hold, about) = body else { return };
+        let sender = self.nodes[to].sender();
+        let reply = HoldReply { sender, full: true, ..HoldReply::default() };
+        self.reply(to, from, &hold, Body::Reply(Arc::new(reply), about, content));
+    }
+
+    /// Answers a Hold, if who sent it still waits for that.
+    pub(super) fn reply(&mut self, from: usize, to: usize, hold: &frame::Hold, reply: Body) {
+        let asker = &self.nodes[to];
+        let is_waiting = !matches!(reply, Body::Reply(_, About::Nobody, _));
+        let is_same = asker.incarnation.generation == hold.sender.generation;
+        if is_waiting && asker.exists() && is_same {
+            self.push(Message::new(from, to, reply));
         }
     }
 

@@ -67,7 +67,8 @@ impl Keeper {
         let hash = self.placement.view().hash();
         let counts = |rumour: &&Rumour| rumour.state != MemberState::Joining;
         let mut others = self.rumours.iter().flatten().filter(counts);
-        self.settled == hash && others.all(|rumour| rumour.settled == hash)
+        let has_settled = |rumour: &Rumour| rumour.settled == hash && rumour.view_hash == hash;
+        self.settled == hash && others.all(has_settled)
     }
 }
 

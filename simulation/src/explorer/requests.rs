@@ -279,9 +279,9 @@ impl World {
         }
     }
 
-    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or one that has them is about to give them to the others. Members that
-    /// ended, are leaving or another incarnation by now are believed: they may have lost or handed
-    /// over what they had.
+    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or one
+    /// that has them is about to give them to the others. Members that ended, are leaving or another
+    /// incarnation by now are believed: they may have lost or handed over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
         let members = company.iter().flatten().count();
@@ -305,8 +305,8 @@ impl World {
             // between, what it had acknowledged, to one that has crashed since.
             let is_confused = self.witness.unhealed && self.witness.facts.have(Facts::SUSPECTED);
             let alone = members < 2 && self.truth().iter().flatten().count() > 1;
-            let doubted =
-                Facts(Facts::SUSPECTED.0 | Facts::CRASHED.0 | Facts::LEFT.0 | Facts::JOINED.0);
+            let views_change = [Facts::CRASHED, Facts::LEFT, Facts::JOINED, Facts::STOOD_STILL];
+            let doubted = views_change.into_iter().fold(Facts::SUSPECTED, |all, fact| all | fact);
             if having < wanted && !offered && !is_confused {
                 let what = format!(
                     "trace {trace} span {span:b} acknowledged by {having} of {wanted} holders"

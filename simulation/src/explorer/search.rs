@@ -29,19 +29,7 @@ pub struct Small {
     order: [usize; 4],
 }
 
-const NO_FAULT: Budget = Budget {
-    crash: 0,
-    start: 0,
-    leave: 0,
-    pause: 0,
-    suspect: 0,
-    drop: 0,
-    duplicate: 0,
-    sink: 0,
-    silent: 0,
-    retry: 0,
-    late: 0,
-};
+const NO_FAULT: Budget = Budget::NONE;
 
 const CALM: Small = Small {
     name: "calm",

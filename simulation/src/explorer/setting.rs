@@ -71,6 +71,32 @@ pub struct Budget {
     pub retry: u8,
     /// A node's timers are late by as much as an owner waits for calm.
     pub late: u8,
+    /// A node has no memory for a Hold.
+    pub full: u8,
+}
+
+impl Budget {
+    /// Nothing fails.
+    pub const NONE: Self = Self::each(0);
+    /// Anything may fail, more often than a schedule has steps.
+    pub const PLENTY: Self = Self::each(100);
+
+    const fn each(times: u8) -> Self {
+        Self {
+            crash: times,
+            start: times,
+            leave: times,
+            pause: times,
+            suspect: times,
+            drop: times,
+            duplicate: times,
+            sink: times,
+            silent: times,
+            retry: times,
+            late: times,
+            full: times,
+        }
+    }
 }
 
 /// What deciders say.

@@ -23,6 +23,7 @@ pub fn tell(world: &World, action: Action) -> String {
         Action::Expire(request) => format!("request {request} expires"),
         Action::Deliver(number) => format!("arrives: {}", message(number)),
         Action::Drop(number) => format!("lost: {}", message(number)),
+        Action::Refuse(number) => format!("finds no memory: {}", message(number)),
         Action::Duplicate(number) => format!("twice: {}", message(number)),
         Action::Sink(number, says) => format!("sink says {says:?}: {}", message(number)),
         Action::Timer(number) => format!("timer of {}", node(number)),

@@ -3,26 +3,23 @@
 
 use super::bugs::Bug;
 use super::check::{LICENCES, Licence};
-use super::message::Kind;
-use super::schedule::{Step, play};
+use super::directed::{DIRECTED, EXCUSED, directed};
+use super::rows::ROWS;
+use super::schedule::{Played, Schedule};
 use super::search::{SMALL, search};
-use super::setting::{Atlas, Budget, Plan, Setting};
+use super::setting::{Atlas, Plan, Setting};
 use super::story::story;
 use super::walk::{Twist, walk};
 use super::witness::{Facts, Invariant};
-use super::world::{Action, SinkSays, World};
+use super::world::{Action, World};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
 static ATLAS: LazyLock<Arc<Atlas>> = LazyLock::new(|| Arc::new(Atlas::new()));
 
-/// Within so many walks every planted bug is caught; the rarest, `ConfirmStale`, by the 1,088th.
+/// Within so many walks every planted bug is caught that has no schedule.
 const WALKS_MAX: u64 = 2000;
-
-fn planted(bug: Bug) -> Twist {
-    Twist { bug: Some(bug), withheld: None }
-}
 
 #[test]
 fn walks_break_no_promise() {
@@ -53,10 +50,11 @@ fn walks_that_once_broke_a_promise_keep_it() {
 }
 
 #[test]
-fn every_planted_bug_is_caught_by_walks() {
-    for bug in Bug::ALL {
-        let caught = (0..WALKS_MAX)
-            .find(|&seed| walk(seed, planted(bug), &ATLAS, |_, _, _| {}).violation.is_some());
+fn every_planted_bug_without_a_schedule_is_caught_by_walks() {
+    for bug in Bug::ALL.into_iter().filter(|&bug| directed(bug).is_none()) {
+        let caught = (0..WALKS_MAX).find(|&seed| {
+            walk(seed, Twist::planted(bug), &ATLAS, |_, _, _| {}).violation.is_some()
+        });
         assert!(caught.is_some(), "{bug:?} is not caught by {WALKS_MAX} walks");
     }
 }
@@ -136,151 +134,73 @@ fn excuse_that_is_withheld_is_missed() {
     assert!(walks_need(unanswered), "{:?}", LICENCES[unanswered]);
 }
 
-/// Three nodes; the trace's holders are 0 and 1, then 2.
-fn three(budget: Budget, bug: Option<Bug>) -> Setting {
-    Setting { budget, bug, ..Setting::default() }
-}
-
-/// Plays a schedule without and with a bug; with it, `broken` is.
+/// Plays a schedule; what was broken, and the story.
 #[track_caller]
-fn assert_caught(
-    setting: impl Fn(Option<Bug>) -> Setting,
-    bug: Bug,
-    steps: &[Step],
-    broken: Invariant,
-) {
-    let (story, violation) = play(setting(None), steps, &ATLAS).unwrap();
-    assert_eq!(violation, None, "\n{story}");
-    let (story, violation) = play(setting(Some(bug)), steps, &ATLAS).unwrap();
-    let invariant = violation.map(|violation| violation.invariant);
-    assert_eq!(invariant, Some(broken), "\n{story}");
+fn play(schedule: &Schedule, twist: Twist) -> Played {
+    schedule.play(twist, &ATLAS).unwrap_or_else(|e| panic!("{}\n{}{e}", schedule.name, e.story))
 }
 
-/// A request at node 2, stored by both holders and acknowledged.
-const STORED: [Step; 5] = [
-    Step::Do(Action::Submit(2)),
-    Step::Deliver(Kind::Hold, 2, 0),
-    Step::Deliver(Kind::Hold, 2, 1),
-    Step::Deliver(Kind::Reply, 0, 2),
-    Step::Deliver(Kind::Reply, 1, 2),
-];
-
-/// The owner exports, and the sink acknowledges.
-const EXPORTED: [Step; 3] =
-    [Step::Timers(0), Step::Sink(0, SinkSays::Acknowledged), Step::Deliver(Kind::Answer, 0, 0)];
-
-#[test]
-fn owner_that_restarts_has_to_acknowledge_again() {
-    let budget = Budget { crash: 1, start: 1, ..Budget::default() };
-    let steps = [
-        Step::Do(Action::Submit(2)),
-        Step::Deliver(Kind::Hold, 2, 0),
-        Step::Deliver(Kind::Reply, 0, 2),
-        Step::Do(Action::Crash(0)),
-        Step::Do(Action::Start(0)),
-        Step::Do(Action::Gossip(0, 1)),
-        Step::Do(Action::Gossip(0, 2)),
-        Step::Do(Action::Activate(0)),
-        Step::Do(Action::Gossip(2, 0)),
-        Step::Deliver(Kind::Hold, 2, 1),
-        Step::Deliver(Kind::Reply, 1, 2),
-    ];
-    let setting = |bug| three(budget, bug);
-    assert_caught(setting, Bug::KeepAcknowledgement, &steps, Invariant::Acknowledged);
-    assert_caught(setting, Bug::TargetsOfStart, &steps, Invariant::Acknowledged);
+/// A schedule breaks nothing by itself, and `broken` when something is twisted.
+#[track_caller]
+fn assert_breaks(schedule: &Schedule, twist: Twist, broken: Invariant) {
+    let played = play(schedule, Twist::default());
+    assert_eq!(played.violation, None, "{}\n{}", schedule.name, played.story);
+    let played = play(schedule, twist);
+    let invariant = played.violation.map(|violation| violation.invariant);
+    assert_eq!(invariant, Some(broken), "{}, {twist:?}\n{}", schedule.name, played.story);
 }
 
 #[test]
-fn replica_takes_over_what_was_not_exported_and_nothing_else() {
-    let steps = [&STORED[..], &EXPORTED, &[Step::Do(Action::Crash(0))]].concat();
-    let setting = |bug| three(Budget { crash: 1, ..Budget::default() }, bug);
-    assert_caught(setting, Bug::NoDone, &steps, Invariant::ExportedOnce);
+fn directed_schedules_catch_their_bugs_and_break_nothing_without() {
+    for directed in DIRECTED {
+        for &bug in directed.bugs {
+            assert_breaks(&directed.schedule, Twist::planted(bug), directed.broken);
+        }
+    }
 }
 
 #[test]
-fn done_does_not_cover_what_came_after_it() {
-    let later = [Step::Deliver(Kind::Done, 0, 1), Step::Do(Action::Crash(0))];
-    let steps = [&STORED[..], &EXPORTED, &STORED, &later].concat();
-    let budget = Budget { crash: 1, ..Budget::default() };
-    let setting = |bug| Setting { work: vec![vec![(0, 1)], vec![(0, 2)]], ..three(budget, bug) };
-    assert_caught(setting, Bug::DoneWithoutSum, &steps, Invariant::NothingLost);
+fn excused_schedules_need_their_excuses() {
+    for excused in EXCUSED {
+        let licence = excused.licence().unwrap();
+        assert_breaks(&excused.schedule, Twist::withheld(licence), excused.invariant);
+    }
 }
 
 #[test]
-fn lost_done_is_asked_for() {
-    let steps = [&STORED[..], &EXPORTED, &[Step::Lose(Kind::Done, 0, 1)]].concat();
-    let setting = |bug| three(Budget { drop: 1, ..Budget::default() }, bug);
-    assert_caught(setting, Bug::NoAsking, &steps, Invariant::Rest);
+fn every_row_of_what_happens_when_is_played_as_promised() {
+    for row in ROWS {
+        let played = play(&row.schedule, Twist::default());
+        let told = format!("{}\n{}", row.schedule.name, played.story);
+        assert_eq!((played.violation, played.exports), (None, row.exports), "{told}");
+    }
+}
+
+/// The cases of PROTOCOL.md's table "What happens when".
+fn cases() -> Vec<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../.github/PROTOCOL.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text.split("\n## ").find(|part| part.starts_with("What happens when\n"));
+    let rows = section.unwrap().lines().filter(|line| line.starts_with("| "));
+    rows.skip(1).map(|row| row.split('|').nth(1).unwrap().trim().to_owned()).collect()
 }
 
 #[test]
-fn sink_that_says_nothing_is_tried_again() {
-    let steps = [
-        Step::Timers(0),
-        Step::Sink(0, SinkSays::LostUnanswered),
-        Step::Deliver(Kind::Answer, 0, 0),
-    ];
-    let steps = [&STORED[..], &steps].concat();
-    let setting = |bug| three(Budget { sink: 1, ..Budget::default() }, bug);
-    assert_caught(setting, Bug::TrustSilentSink, &steps, Invariant::NothingLost);
+fn every_row_of_what_happens_when_has_a_schedule() {
+    let names: Vec<&str> = ROWS.iter().map(|row| row.schedule.name).collect();
+    assert_eq!(cases(), names);
 }
 
 #[test]
-fn leaving_node_keeps_what_a_holder_lacks() {
-    let steps = [
-        Step::Do(Action::Submit(2)),
-        Step::Deliver(Kind::Hold, 2, 1),
-        Step::Do(Action::Leave(1)),
-        Step::Do(Action::Gossip(0, 1)),
-        Step::Do(Action::Gossip(2, 1)),
-        Step::Timers(1),
-        Step::Deliver(Kind::Hold, 1, 0),
-        Step::Deliver(Kind::Hold, 1, 2),
-        Step::Deliver(Kind::Reply, 0, 1),
-        Step::Deliver(Kind::Reply, 2, 1),
-    ];
-    let setting = |bug| three(Budget { leave: 1, ..Budget::default() }, bug);
-    assert_caught(setting, Bug::IgnoreWanted, &steps, Invariant::GivenUp);
-    assert_caught(setting, Bug::ForgetWhileOffering, &steps, Invariant::GivenUp);
-}
-
-#[test]
-fn leaving_node_keeps_what_came_after_it_offered() {
-    let steps = [
-        Step::Do(Action::Submit(2)),
-        Step::Do(Action::Leave(1)),
-        Step::Do(Action::Gossip(0, 1)),
-        Step::Do(Action::Gossip(2, 1)),
-        Step::Timers(1),
-        Step::Deliver(Kind::Hold, 1, 0),
-        Step::Deliver(Kind::Hold, 1, 2),
-        Step::Deliver(Kind::Hold, 2, 1),
-        Step::Deliver(Kind::Reply, 0, 1),
-        Step::Deliver(Kind::Reply, 2, 1),
-    ];
-    let steps = [&STORED[..], &steps].concat();
-    let budget = Budget { leave: 1, ..Budget::default() };
-    let setting = |bug| Setting { work: vec![vec![(0, 1)], vec![(0, 2)]], ..three(budget, bug) };
-    assert_caught(setting, Bug::ConfirmStale, &steps, Invariant::GivenUp);
-}
-
-#[test]
-fn leaving_node_believes_the_present_owner_only() {
-    let steps = [
-        Step::Do(Action::Leave(1)),
-        Step::Do(Action::Gossip(0, 1)),
-        Step::Timers(1),
-        Step::Deliver(Kind::Hold, 1, 0),
-        Step::Do(Action::Crash(0)),
-        Step::Do(Action::Start(0)),
-        Step::Do(Action::Gossip(0, 1)),
-        Step::Do(Action::Gossip(0, 2)),
-        Step::Do(Action::Activate(0)),
-        Step::Do(Action::Gossip(1, 0)),
-        Step::Deliver(Kind::Reply, 0, 1),
-    ];
-    let steps = [&STORED[..], &steps].concat();
-    let budget = Budget { leave: 1, crash: 1, start: 1, ..Budget::default() };
-    let setting = |bug| three(budget, bug);
-    assert_caught(setting, Bug::ConfirmByFormer, &steps, Invariant::GivenUp);
+fn every_row_of_what_happens_when_has_a_test_of_the_core() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../node/src/shard/tests/rows.rs");
+    let text = std::fs::read_to_string(path).unwrap();
+    let tests = text.lines().filter_map(|line| line.strip_prefix("fn ")?.strip_suffix("() {"));
+    let words = |case: &str| {
+        let letters = case.to_lowercase();
+        let words = letters.split(|c: char| !c.is_ascii_alphanumeric());
+        words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_")
+    };
+    let named: Vec<String> = cases().iter().map(|case| words(case)).collect();
+    assert_eq!(tests.collect::<Vec<_>>(), named);
 }

@@ -49,6 +49,11 @@ impl Dice {
         if self.below(100) < percent { 1 + self.below(max) as u8 } else { 0 }
     }
 
+    /// Dice of their own, so that what they decide changes nothing else.
+    fn aside(&self) -> Self {
+        Self(self.0 ^ 0x6a09_e667_f3bc_c908)
+    }
+
     fn order(&mut self) -> [usize; NODES_MAX] {
         let mut order = std::array::from_fn(|node| node);
         for at in (1..NODES_MAX).rev() {
@@ -65,6 +70,18 @@ pub struct Twist {
     pub bug: Option<Bug>,
     /// An excuse does not count.
     pub withheld: Option<usize>,
+}
+
+impl Twist {
+    /// A bug is planted.
+    pub fn planted(bug: Bug) -> Self {
+        Self { bug: Some(bug), withheld: None }
+    }
+
+    /// An excuse, by its place in [`LICENCES`](super::check::LICENCES), does not count.
+    pub fn withheld(licence: usize) -> Self {
+        Self { bug: None, withheld: Some(licence) }
+    }
 }
 
 /// The world of a seed.
@@ -126,7 +143,8 @@ pub fn draw(dice: &mut Dice, twist: Twist) -> Setting {
         }
         // No fault at all, or lost messages only.
         7 => setting.budget = Budget { drop: dice.some(50, 3), ..Budget::default() },
-        _ => {}
+        // Anything, and memory is short at times.
+        _ => setting.budget.full = dice.aside().some(25, 3),
     }
     setting
 }

@@ -20,7 +20,7 @@ impl Facts {
     pub const REROUTED: Self = Self(1);
     /// A message between nodes was lost, or came twice.
     pub const LOSSY: Self = Self(1 << 1);
-    /// A live node was believed dead.
+    /// A live node was believed dead, and did not stand still: one that does notices it.
     pub const SUSPECTED: Self = Self(1 << 2);
     /// A node crashed.
     pub const CRASHED: Self = Self(1 << 3);

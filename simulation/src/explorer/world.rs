@@ -2,7 +2,8 @@
 //!
 //! Everything that could happen by chance is an [`Action`]; [`World::apply`] does it and nothing
 //! else happens. Two worlds with equal fingerprints differ in nothing that counts, so a complete
-//! search ends. Not in the world: memory limits (*full*), bandwidth, panicking deciders, eviction
+//! search ends. Not in the world: how much memory is left (a
+//! Hold is answered *full* by chance), bandwidth, panicking deciders, eviction
 //! of what is remembered, clocks that run at different speed.
 
 use super::bugs::Bug;
@@ -47,6 +48,8 @@ pub enum Action {
     Deliver(usize),
     /// A message is lost.
     Drop(usize),
+    /// A Hold arrives at a node that has no memory for it.
+    Refuse(usize),
     /// A message is under way twice.
     Duplicate(usize),
     /// A sink answers an attempt.
@@ -156,6 +159,7 @@ impl World {
             Action::Expire(request) => self.on_expired(request),
             Action::Deliver(message) => self.deliver(message),
             Action::Drop(message) => self.lose(message),
+            Action::Refuse(message) => self.refuse(message),
             Action::Duplicate(message) => {
                 self.budget.duplicate = self.budget.duplicate.saturating_sub(1);
                 self.witness.facts |= super::witness::Facts::LOSSY;
