@@ -61,6 +61,8 @@ pub struct Status {
     pub incarnation: Incarnation,
     /// Active without having met anybody although other seeds are named.
     pub alone: bool,
+    /// The view in which it has settled; 0 while it has not in the present one.
+    pub settled: u64,
     /// Why it has to end, if it has to.
     pub refused: Option<Ended>,
 }
@@ -194,6 +196,7 @@ impl Member {
             alone: self.says.state == MemberState::Active
                 && self.seeds == SeedKind::Others
                 && self.peers().is_empty(),
+            settled: self.says.settled,
             refused: self.refused.clone(),
         }
     }
@@ -233,7 +236,9 @@ impl Member {
         let says = &mut self.says;
         says.fill = update.fill.unwrap_or(says.fill);
         says.load = update.load.unwrap_or(says.load);
-        says.settled = update.settled.unwrap_or(says.settled);
+        // News of a view that has changed meanwhile is none.
+        let settled = update.settled.filter(|settled| *settled == says.view_hash);
+        says.settled = settled.unwrap_or(says.settled);
         says.config_hash = update.config_hash.unwrap_or(says.config_hash);
     }
 
@@ -373,6 +378,8 @@ impl Member {
         let view = View::new(std::iter::once(me).chain(others));
         if view != *self.view {
             self.view = Arc::new(view);
+            // Also where a view comes back: what moved in between is not known to be placed.
+            self.says.settled = 0;
         }
         self.says.view_hash = self.view.hash();
     }

@@ -129,6 +129,14 @@ pub struct HoldTrace {
     pub crashes: u32,
 }
 
+impl HoldTrace {
+    /// About what it takes in a frame.
+    pub fn bytes(&self) -> usize {
+        const REST: usize = 40;
+        REST + size_of::<u64>() * (self.names.len() + self.done.len())
+    }
+}
+
 /// The answer to a [`Hold`], sent once everything in it is stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HoldReply {

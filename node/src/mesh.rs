@@ -53,7 +53,6 @@ pub struct Peers {
     placement: watch::Receiver<Arc<Placement>>,
     members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
     status: watch::Receiver<Status>,
-    settled: Arc<watch::Sender<u64>>,
 }
 
 /// Tells when something in the mesh changed.
@@ -61,7 +60,6 @@ pub struct Changes {
     placement: watch::Receiver<Arc<Placement>>,
     members: watch::Receiver<Arc<BTreeMap<NodeId, PeerInfo>>>,
     status: watch::Receiver<Status>,
-    settled: watch::Receiver<u64>,
 }
 
 impl Changes {
@@ -72,7 +70,6 @@ impl Changes {
             changed = self.placement.changed() => changed,
             changed = self.status.changed() => changed,
             changed = self.members.changed() => changed,
-            changed = self.settled.changed() => changed,
         };
         if changed.is_err() {
             std::future::pending().await
@@ -89,7 +86,6 @@ impl Peers {
             placement: membership.placement(),
             members: membership.peers(),
             status: membership.state(),
-            settled: Arc::new(watch::Sender::new(0)),
             membership,
         }
     }
@@ -106,7 +102,7 @@ impl Peers {
 
     /// How this node stands in the mesh.
     pub fn standing(&self) -> Standing {
-        let members = self.members.borrow();
+        let (members, status) = (self.members.borrow(), self.status.borrow());
         let peer = |peer: &PeerInfo| PeerStanding {
             incarnation: peer.incarnation,
             state: peer.published.state,
@@ -115,23 +111,15 @@ impl Peers {
         };
         Standing {
             placement: self.placement(),
-            state: self.status.borrow().state,
-            settled: *self.settled.borrow(),
+            state: status.state,
+            settled: status.settled,
             peers: members.iter().map(|(id, info)| (id.clone(), peer(info))).collect(),
         }
     }
 
     /// Whether this node has settled in its view.
     pub fn has_settled(&self) -> bool {
-        *self.settled.borrow() == self.placement.borrow().view().hash()
-    }
-
-    /// This node has settled in a view; whether that is news.
-    pub fn settle(&self, view_hash: u64) -> bool {
-        self.settled.send_if_modified(|settled| {
-            let before = std::mem::replace(settled, view_hash);
-            before != view_hash
-        })
+        self.status.borrow().settled == self.placement.borrow().view().hash()
     }
 
     /// Whether this process stood still since it last looked; it has a new incarnation then. To be
@@ -146,7 +134,6 @@ impl Peers {
             placement: self.placement.clone(),
             members: self.members.clone(),
             status: self.status.clone(),
-            settled: self.settled.subscribe(),
         }
     }
 
@@ -171,16 +158,16 @@ impl Peers {
     }
 
     /// Asks a peer to hold spans; waits for its answer at most `deadline`, and less when it makes
-    /// no progress.
+    /// no progress for `silence`.
     pub async fn hold(
         &self,
         target: &NodeId,
         hold: &Hold,
+        silence: Duration,
         deadline: Duration,
     ) -> Result<HoldReply, PeerError> {
         let peer = self.peer(target).ok_or_else(|| PeerError::NoMember(target.clone()))?;
         let frame = Frame { kind: kind::HOLD, flags: 0, payload: frame::encode(hold) };
-        let silence = crate::entry::ACK_WAIT;
         let reply = self.transport.call(&peer, frame, silence, deadline).await?;
         let reply: HoldReply = frame::decode(reply.payload)
             .map_err(|source| PeerError::Reply { peer: target.clone(), source })?;
@@ -311,7 +298,7 @@ async fn receive(
             (Some(Received::Notice { from, frame }), Some((Handlers { shards, peers, .. }, _)))
                 if frame.kind == kind::DONE =>
             {
-                on_done(&shards, &peers, &from, frame).await;
+                on_done(&shards, &peers, &from, frame);
             }
             (
                 Some(Received::Call { from, frame, respond }),
@@ -335,7 +322,7 @@ async fn receive(
     }
 }
 
-async fn on_done(shards: &Shards, peers: &Peers, from: &Proved, frame: Frame) {
+fn on_done(shards: &Shards, peers: &Peers, from: &Proved, frame: Frame) {
     let done: Done = match frame::decode(frame.payload) {
         Ok(done) => done,
         Err(error) => {
@@ -344,7 +331,7 @@ async fn on_done(shards: &Shards, peers: &Peers, from: &Proved, frame: Frame) {
         }
     };
     peers.compare_views(done.sender.view_hash, from.address);
-    if let Err(error) = shards.on_done(&done.traces).await {
+    if let Err(error) = shards.on_done(&done.traces) {
         tracing::debug!(peer = %from.node_id, %error, "refused a Done");
     }
 }

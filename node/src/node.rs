@@ -24,7 +24,7 @@ use crate::memory::Memory;
 use crate::mesh::{self, Peers};
 use crate::metrics::{self, Metrics};
 use crate::route::{self, Router};
-use crate::settling;
+use crate::settling::{self, Settling};
 use crate::shard::SinkSet;
 use crate::sink::{self, DeadLetters, Workers};
 use crate::spool::Spool;
@@ -170,6 +170,7 @@ pub struct Node {
     answering: mesh::Handlers,
     drain: config::Drain,
     spool: Spool,
+    settling: Settling,
     tasks: Tasks,
     workers: Option<Workers>,
     _directory: DataDirectory,
@@ -253,6 +254,7 @@ impl Node {
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         consoles::start(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
+        let settling = router.settling();
         Ok(Self {
             addresses,
             parts,
@@ -263,6 +265,7 @@ impl Node {
             answering,
             drain: config.drain.clone(),
             spool,
+            settling,
             tasks,
             workers,
             _directory: taken.directory,

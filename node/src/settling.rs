@@ -9,8 +9,13 @@ use crate::assemble::Shards;
 use crate::mesh::Peers;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tracemesh_membership::{Membership, Update};
+
+/// How often a node that ends looks whether a request is open.
+const IDLE_LOOK: Duration = Duration::from_millis(20);
 
 /// Open requests, by the views that have begun since they did. The pure part.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +76,18 @@ impl Settling {
         Open { settling: self.clone(), begun }
     }
 
+    /// Whether no request is open.
+    pub fn is_idle(&self) -> bool {
+        self.requests().open.is_empty()
+    }
+
+    /// Resolves when no request is open.
+    pub async fn idle(&self) {
+        while !self.is_idle() {
+            sleep(IDLE_LOOK).await;
+        }
+    }
+
     fn requests(&self) -> MutexGuard<'_, OpenRequests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +111,7 @@ pub async fn keep(settling: Settling, shards: Shards, peers: Peers, membership: 
         let view_hash = peers.placement().view().hash();
         settling.requests().on_view(view_hash);
         let is_settled = shards.have_settled(view_hash) && settling.requests().are_answered();
-        if is_settled && peers.settle(view_hash) {
+        if is_settled && !peers.has_settled() {
             membership.publish(Update { settled: Some(view_hash), ..Update::default() });
         }
         tokio::select! {

@@ -33,6 +33,7 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
+use deciding::Calm;
 use held::Held;
 use offers::Offers;
 use scopes::Scopes;
@@ -241,7 +242,7 @@ impl Shard {
 
     /// Everything that this shard keeps, for the memory budget.
     pub fn bytes(&self) -> usize {
-        self.trace_bytes + self.scopes.bytes()
+        self.trace_bytes + self.scopes.bytes() + self.offers.cost_bytes()
     }
 
     /// Traces of which something is held.
@@ -461,10 +462,9 @@ impl Shard {
         } else if role != Role::Owner {
             self.ask(index, now_ms);
         } else if self.outlook.is_calm(trace.slot) {
-            self.decide(index, now_ms);
+            self.decide(index, now_ms, Calm::Yes);
         } else if now_ms >= trace.due_ms.saturating_add(to_ms(SETTLE_MAX)) {
-            self.tally.uncalm += u64::from(trace.held_count);
-            self.decide(index, now_ms);
+            self.decide(index, now_ms, Calm::RanOut);
         } else {
             self.wake_at(index, now_ms + to_ms(CALM_AGAIN));
         }

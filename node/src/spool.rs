@@ -15,7 +15,7 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// The first line; another one is another format.
 const HEADER: &[u8] = b"tracemesh-spool/1\n";
@@ -210,6 +210,12 @@ pub struct Spool {
     unread: Arc<Mutex<Unread>>,
 }
 
+/// What was not read of a spool.
+pub struct Rest {
+    record: Option<Bytes>,
+    records: Option<Records>,
+}
+
 #[derive(Default)]
 struct Unread {
     /// Read, and not held yet.
@@ -244,7 +250,7 @@ impl Spool {
 
     /// Holds what the last stop left as if another node had sent it, by a view that nobody has;
     /// then waits until it is placed, and removes it. Cancel-safe: what was not held is still here.
-    pub async fn read_back(&self, shards: &Shards, is_placed: impl Fn() -> bool) {
+    pub async fn read_back(&self, shards: &Shards, is_placed: impl Fn(Instant) -> bool) {
         if !self.unread().kept {
             return;
         }
@@ -258,13 +264,17 @@ impl Spool {
                 Ok(Held::Full) => sleep(LOOK_AGAIN).await,
                 Err(HoldError::Stopping) => return,
                 Err(error) => {
-                    self.unread().record = None;
-                    tracing::error!(%error, spool = self.place(), "a record makes no sense");
+                    let mut unread = self.unread();
+                    unread.record = None;
+                    if std::mem::take(&mut unread.kept) {
+                        self.set_aside(&error);
+                    }
                 }
             }
         }
         tracing::info!(holds, spool = self.place(), "read what the last stop left");
-        while !is_placed() {
+        let read_at = Instant::now();
+        while !is_placed(read_at) {
             sleep(LOOK_AGAIN).await;
         }
         self.clear();
@@ -282,18 +292,29 @@ impl Spool {
         }
     }
 
+    /// Ends reading, and gives what was not read: nothing that is held meanwhile is missing in what
+    /// is held afterwards.
+    pub fn end_reading(&self) -> Rest {
+        let mut unread = self.unread();
+        // What is being read goes on into the new spool, which nobody removes.
+        unread.kept = false;
+        Rest { record: unread.record.take(), records: unread.records.take() }
+    }
+
     /// Replaces it by `holds` and what was not read of it.
     ///
     /// # Errors
     /// It could not be written; the one before is unharmed.
-    pub fn write(&self, holds: impl Iterator<Item = Hold>) -> io::Result<()> {
-        let mut unread = self.unread();
-        // What is being read goes on into the new spool, which nobody removes.
-        unread.kept = false;
-        let record = unread.record.take();
-        let records = unread.records.take().into_iter().flatten().map_while(Result::ok);
-        let mut records = holds.map(|hold| frame::encode(&hold)).chain(record).chain(records);
-        self.store.write(&mut records)
+    pub fn write(&self, holds: impl Iterator<Item = Hold>, rest: Rest) -> io::Result<()> {
+        let unread = rest.records.into_iter().flatten().map_while(|record| match record {
+            Ok(record) => Some(record),
+            Err(error) => {
+                self.set_aside(&error);
+                None
+            }
+        });
+        let held = holds.map(|hold| frame::encode(&hold)).chain(rest.record);
+        self.store.write(&mut held.chain(unread))
     }
 
     /// The record to hold next. What is damaged ends the spool, and is set aside.
@@ -304,19 +325,24 @@ impl Spool {
                 Some(Ok(record)) => unread.record = Some(record),
                 Some(Err(error)) => {
                     (unread.records, unread.kept) = (None, false);
-                    let aside = self.store.set_aside();
-                    let aside = aside.unwrap_or_else(|error| format!("nowhere: {error}"));
-                    let spool = self.place();
-                    tracing::error!(
-                        %error, spool, aside,
-                        "spool cannot be read on: what stands before that is held, the rest is lost \
-                         unless another node has it"
-                    );
+                    self.set_aside(&error);
                 }
                 None => unread.records = None,
             }
         }
         unread.record.clone()
+    }
+
+    fn set_aside(&self, error: &dyn std::fmt::Display) {
+        let aside = self.store.set_aside();
+        let aside = aside.unwrap_or_else(|error| format!("nowhere: {error}"));
+        tracing::error!(
+            %error,
+            spool = self.place(),
+            aside,
+            "spool cannot be read on: what stands before that is held, the rest is lost unless \
+             another node has it"
+        );
     }
 
     fn unread(&self) -> MutexGuard<'_, Unread> {
@@ -412,10 +438,12 @@ mod tests {
         file.write(&mut std::iter::once(Bytes::from_static(b"one"))).unwrap();
         let unread = Spool::open(Arc::new(file.clone())).unwrap();
         assert!(!unread.is_read());
-        unread.write(std::iter::once(Hold::default())).unwrap();
+        let rest = unread.end_reading();
+        unread.write(std::iter::once(Hold::default()), rest).unwrap();
         let (good, _) = records(&file);
         assert_eq!(good.len(), 2, "what is held now, and what was never read");
         drop(directory);
-        assert!(unread.write(std::iter::empty()).is_err());
+        let rest = unread.end_reading();
+        assert!(unread.write(std::iter::empty(), rest).is_err());
     }
 }

@@ -17,6 +17,9 @@ use tracemesh_membership::NodeId;
 /// Bytes of names in one Hold that is about many traces.
 const NAMES_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of spans beside the names of one trace, however many these are.
+const SPANS_BYTES_MIN: usize = 64 << 10;
+
 /// A Hold for another holder: what is known of some traces, and spans of them.
 #[derive(Clone, Debug)]
 pub struct Placing {
@@ -51,6 +54,13 @@ struct Offer {
     spans: Option<Arc<Attempt>>,
     version: u32,
     bytes: usize,
+}
+
+impl Offer {
+    /// What is said besides spans.
+    fn named_bytes(&self) -> usize {
+        self.bytes - self.spans.as_ref().map_or(0, |spans| spans.bytes)
+    }
 }
 
 impl Outgoing {
@@ -106,10 +116,12 @@ impl Outgoing {
 }
 
 /// The frames of some offers: one, or several where the spans of one trace do not fit into one. The
-/// last one names all.
+/// last one names all, and no frame is larger than one of spans alone.
 fn holds(offers: Vec<Offer>) -> Vec<Hold> {
     let spans: Vec<_> = offers.iter().filter_map(|offer| offer.spans.clone()).collect();
-    let mut requests = encode(&spans, frame::FRAME_SPANS_BYTES_MAX);
+    let named: usize = offers.iter().map(Offer::named_bytes).sum();
+    let spans_bytes_max = frame::FRAME_SPANS_BYTES_MAX.saturating_sub(named);
+    let mut requests = encode(&spans, spans_bytes_max.max(SPANS_BYTES_MIN));
     let due_in_ms = offers.iter().map(|offer| offer.trace.due_in_ms).max().unwrap_or(0);
     let hold = Hold { origin: Origin::Placing.into(), due_in_ms, ..Hold::default() };
     let request = requests.pop().unwrap_or_default();
@@ -121,7 +133,7 @@ fn holds(offers: Vec<Offer>) -> Vec<Hold> {
 /// The frames of all that a node holds, one after the other, for its spool.
 pub fn spooled(held: Vec<(HoldTrace, Attempt)>) -> impl Iterator<Item = Hold> {
     let offers = held.into_iter().map(|(trace, spans)| {
-        let bytes = spans.bytes + size_of::<u64>() * (trace.names.len() + trace.done.len());
+        let bytes = spans.bytes + trace.bytes();
         Offer { trace, spans: Some(Arc::new(spans)), version: 0, bytes }
     });
     frames(offers.collect()).into_iter().flat_map(holds)
@@ -129,14 +141,15 @@ pub fn spooled(held: Vec<(HoldTrace, Attempt)>) -> impl Iterator<Item = Hold> {
 
 /// Offers by frame, in their order.
 fn frames(offers: Vec<Offer>) -> Vec<Vec<Offer>> {
+    let spans_bytes_max = frame::FRAME_SPANS_BYTES_MAX - NAMES_BYTES_MAX;
     let mut frames: Vec<Vec<Offer>> = Vec::new();
-    let (mut names, mut room) = (0, Room::new(frame::FRAME_SPANS_BYTES_MAX));
+    let (mut names, mut room) = (0, Room::new(spans_bytes_max));
     for offer in offers {
-        let named = offer.bytes - offer.spans.as_ref().map_or(0, |spans| spans.bytes);
+        let named = offer.named_bytes();
         let fits = offer.spans.as_ref().is_none_or(|spans| room.take(spans));
         if frames.is_empty() || !fits || names + named > NAMES_BYTES_MAX {
             frames.push(Vec::new());
-            (names, room) = (0, Room::new(frame::FRAME_SPANS_BYTES_MAX));
+            (names, room) = (0, Room::new(spans_bytes_max));
             if let Some(spans) = &offer.spans {
                 room.take(spans);
             }

@@ -36,6 +36,14 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Inputs taken in one turn, so that effects are carried out and sums are published in between.
 const INPUTS_PER_TURN: usize = 16;
 
+/// Why a shard has a turn.
+enum Wake {
+    Mesh,
+    Event(Event),
+    Input(Input),
+    Time,
+}
+
 /// Something that was waited for.
 enum Event {
     Answered { trace_id: TraceId, number: u32, sink: u32, answer: Answer },
@@ -65,19 +73,25 @@ impl Turn {
         self.on_mesh();
         loop {
             let wake = self.shard.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
-            tokio::select! {
+            let woken = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = mesh.changed() => self.on_mesh(),
-                Some(event) = next(&mut waiting) => self.on_event(event),
+                () = mesh.changed() => Wake::Mesh,
+                Some(event) = next(&mut waiting) => Wake::Event(event),
                 input = inputs.recv() => match input {
-                    Some(input) => self.on_inputs(input, &mut inputs),
+                    Some(input) => Wake::Input(input),
                     None => return,
                 },
-                () = sleep_until(wake) => {}
-            }
-            if self.peers.stood_still() {
+                () = sleep_until(wake) => Wake::Time,
+            };
+            // Before anything else is done (M3).
+            if self.peers.stood_still() || matches!(woken, Wake::Mesh) {
                 self.on_mesh();
+            }
+            match woken {
+                Wake::Event(event) => self.on_event(event),
+                Wake::Input(input) => self.on_inputs(input, &mut inputs),
+                Wake::Mesh | Wake::Time => {}
             }
             while let Some(event) = ready(&mut waiting) {
                 self.on_event(event);
@@ -132,7 +146,7 @@ impl Turn {
                 self.shard.on_answer(now, trace_id, number, sink, answer);
             }
             Event::Replied { from, asked, bytes, reply } => {
-                self.shard.on_arrived(&from, bytes);
+                self.shard.on_arrived(&from, bytes, reply.is_some());
                 if let Some(reply) = reply {
                     let shard = &mut self.shard;
                     outgoing::on_reply(shard, self.shard_count, now, &from, &asked, &reply);
@@ -213,7 +227,7 @@ impl Turn {
         let Placing { target: from, hold, asked, bytes } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
-            let reply = match peers.hold(&from, &hold, PLACING_MAX).await {
+            let reply = match peers.hold(&from, &hold, PLACING_MAX, PLACING_MAX).await {
                 Ok(reply) => Some(reply),
                 Err(error) => {
                     tracing::debug!(%error, peer = %from, "holder did not answer");
@@ -226,6 +240,11 @@ impl Turn {
 
     fn publish(&mut self) {
         self.publish_held();
+        let held = &self.held[self.number];
+        held.set_unplaced_by_member(self.shard.unplaced_by_member());
+        for (gauge, since) in held.held_since.iter().zip(self.shard.held_since()) {
+            gauge.set(self.started, since);
+        }
         let remembered_since = self.shard.remembered_since();
         self.held[self.number].remembered_since.set(self.started, remembered_since);
         count(&self.metrics, &self.shard.take_tally());
@@ -239,13 +258,9 @@ impl Turn {
         }
         held.traces.store(self.shard.held_trace_count(), Relaxed);
         held.unplaced.store(self.shard.unplaced_count(), Relaxed);
-        held.set_unplaced_by_member(self.shard.unplaced_by_member());
         let settled = self.shard.is_settled().then(|| self.shard.view_hash());
         if std::mem::replace(&mut *held.settled(), settled) != settled {
             self.placed.notify_one();
-        }
-        for (gauge, since) in held.held_since.iter().zip(self.shard.held_since()) {
-            gauge.set(self.started, since);
         }
     }
 }

@@ -49,15 +49,17 @@ impl Node {
         }
         // So nothing that was answered comes after what is spooled.
         self.stop_answering().await;
+        let _ = timeout(REQUEST_MAX, self.settling.idle()).await;
+        let spool = self.spool.place();
+        let (is_read, rest) = (self.spool.is_read(), self.spool.end_reading());
         let span_count = self.held();
-        if span_count == 0 && self.spool.is_read() {
+        if span_count == 0 && is_read {
             let traces = self.parts.shards.unplaced();
             tracing::warn!(traces, "not all that is remembered was handed over in time");
             self.spool.clear();
             return End::Drained;
         }
-        let spool = self.spool.place();
-        match self.spool.write(self.parts.shards.spooled().await) {
+        match self.spool.write(self.parts.shards.spooled().await, rest) {
             Ok(()) => End::Left { span_count, spool },
             Err(source) => End::Lost { span_count, spool, source },
         }
@@ -72,10 +74,10 @@ impl Node {
 
     /// Nothing is held or unplaced, and every shard knows the view of a node that leaves.
     fn is_empty(&self) -> bool {
-        let shards = &self.parts.shards;
-        let view_hash = self.parts.peers.placement().view().hash();
-        let is_placed = shards.have_settled(view_hash) && shards.unplaced() == 0;
-        is_placed && self.held() == 0 && self.spool.is_read()
+        self.settling.is_idle()
+            && self.spool.is_read()
+            && is_placed(&self.parts)
+            && self.held() == 0
     }
 
     fn held(&self) -> u64 {
@@ -93,11 +95,17 @@ pub(super) fn spool(store: Arc<dyn SpoolStore>) -> Result<Spool, StartError> {
 pub(super) fn read_spool(spool: &Spool, parts: &Parts, tasks: &Tasks) {
     let (spool, parts, stop) = (spool.clone(), parts.clone(), tasks.stopping());
     tasks.spawn("spool", async move {
-        let is_placed = || {
-            let is_held = parts.shards.held().1 > 0;
+        let is_placed = |read_at: Instant| {
             let has_peers = parts.peers.placement().view().members().len() > 1;
-            parts.shards.unplaced() == 0 && (has_peers || !is_held)
+            let is_done = || parts.shards.held_since().iter().flatten().all(|at| *at > read_at);
+            is_placed(&parts) && (has_peers || is_done())
         };
         let _ = stop.run_until_cancelled(spool.read_back(&parts.shards, is_placed)).await;
     });
+}
+
+/// Whether nothing is unplaced, as every shard says that knows the present view.
+fn is_placed(parts: &Parts) -> bool {
+    let view_hash = parts.peers.placement().view().hash();
+    parts.shards.have_settled(view_hash) && parts.shards.unplaced() == 0
 }

@@ -61,16 +61,17 @@ impl Shard {
             trace.verdict = trace.verdict.max(verdict);
             if covers_all {
                 trace.turn(SpanState::Held, SpanState::Done);
+                trace.turn(SpanState::Sending, SpanState::Done);
                 trace.free_done();
             }
         });
         self.after_change(index, now_ms);
     }
 
-    /// What was offered to a member arrived, or was lost; so many bytes are under way no more.
-    pub fn on_arrived(&mut self, member: &NodeId, bytes: usize) {
+    /// What was offered to a member was answered, or was lost; so many bytes are under way no more.
+    pub fn on_arrived(&mut self, member: &NodeId, bytes: usize, arrived: bool) {
         if let Some(member) = self.outlook.index_of(member) {
-            self.offers.ended(member, bytes);
+            self.offers.ended(member, bytes, arrived);
         }
     }
 

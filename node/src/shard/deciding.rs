@@ -18,6 +18,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Whether an owner was calm when it decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Calm {
+    /// It was.
+    Yes,
+    /// It was not, and had waited for as long as it may.
+    RanOut,
+}
+
 /// A trace that was due in so many crashes is not opened any more.
 const CRASHES_MAX: u8 = 3;
 
@@ -55,7 +64,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn decide(&mut self, index: u32, now_ms: u64) {
+    pub(super) fn decide(&mut self, index: u32, now_ms: u64, calm: Calm) {
         let Limits { spans_max, bytes_max, .. } = self.limits;
         let Some(trace) = self.table.get(index) else { return };
         let cause = self.cause(trace);
@@ -64,10 +73,14 @@ impl Shard {
         // A trace that came when no sink answered may have grown beyond what one attempt can bear.
         let (chunks, span_count) = trace.begin_sending(spans_max, bytes_max);
         let attempt = attempt_of(trace.id, chunks, span_count);
-        let (known, taken_over, crashes) = (trace.verdict, trace.taken_over, trace.crashes);
+        let taken_over = std::mem::take(&mut trace.taken_over);
+        let (known, crashes) = (trace.verdict, trace.crashes);
         let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
         if taken_over {
-            self.tally.taken_over += u64::from(attempt.span_count);
+            self.tally.taken_over += u64::from(span_count);
+        }
+        if calm == Calm::RanOut {
+            self.tally.uncalm += u64::from(span_count);
         }
         let trace_id = attempt.trace_id;
         if crashes >= CRASHES_MAX && known == Verdict::None {
@@ -88,10 +101,7 @@ impl Shard {
         if known == Verdict::None {
             self.tally.decided.push((cause, verdict, delay));
         }
-        self.change(index, now_ms, |trace| {
-            trace.verdict = verdict;
-            trace.taken_over = false;
-        });
+        self.change(index, now_ms, |trace| trace.verdict = verdict);
         if verdict == Verdict::SampledOut {
             let count = self.change(index, now_ms, |trace| {
                 let count = trace.turn(SpanState::Held, SpanState::Done)

@@ -169,10 +169,9 @@ fn learn(trace: &mut Trace, named: &HoldTrace, now_ms: u64) {
         let key = SpanKey::new(name);
         match trace.state(key) {
             None => trace.push(key, SpanState::Done),
-            Some(SpanState::Held) => {
+            Some(_) => {
                 trace.finish(key);
             }
-            Some(SpanState::Sending | SpanState::Done) => {}
         }
     }
     trace.free_done();

@@ -6,7 +6,8 @@
 //! the queue of its member until that member's allowance lets it go. The invariant: a seat is in
 //! exactly one of these places, so nothing here is ever stale. Open traces go first, the most
 //! urgent one of them, then what is remembered, the newest first. Bounded by the traces of the
-//! shard; all that is under way to one member by [`UNDER_WAY_BYTES_MAX`].
+//! shard; all that is under way to one member by a window of at most
+//! [`WINDOW_BYTES_MAX`], which halves when an offer is lost and grows when one arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use tracemesh_membership::MemberIndex;
@@ -19,9 +20,13 @@ const NAMES_BYTES_PER_SECOND: u64 = 1 << 20;
 /// pile up.
 const BURST_MS: u64 = 200;
 
-/// Bytes under way from one shard to one member: a frame. They are copies that no memory budget
-/// counts, so there must not be many.
-const UNDER_WAY_BYTES_MAX: usize = crate::frame::FRAME_SPANS_BYTES_MAX;
+/// The most bytes under way from one shard to one member, and one trace. They are copies that no
+/// memory budget counts, and clients' batches travel beside them: with eight shards half of what
+/// transport lets through to one peer at a time.
+const WINDOW_BYTES_MAX: usize = 1 << 20;
+
+/// The least: what the worst path that is worth calling one carries before it is given up.
+const WINDOW_BYTES_MIN: usize = 64 << 10;
 
 /// Which of the other holders: the owner is 0, the replica 1.
 pub(super) type Seat = usize;
@@ -80,11 +85,13 @@ pub(super) struct Allowance {
     left: i64,
     at_ms: u64,
     under_way: usize,
+    window: usize,
 }
 
 impl Default for Allowance {
     fn default() -> Self {
-        let mut unused = Self { granted: None, left: 0, at_ms: 0, under_way: 0 };
+        let (granted, window) = (None, 4 * WINDOW_BYTES_MIN);
+        let mut unused = Self { granted, left: 0, at_ms: 0, under_way: 0, window };
         unused.refill(BURST_MS);
         Self { at_ms: 0, ..unused }
     }
@@ -101,18 +108,22 @@ impl Allowance {
             i64::try_from(bytes).unwrap_or(i64::MAX)
         };
         let burst = earned(BURST_MS).max(1);
-        self.left = self.left.saturating_add(earned(now_ms.saturating_sub(self.at_ms))).min(burst);
-        self.at_ms = now_ms;
+        let more = earned(now_ms.saturating_sub(self.at_ms));
+        // Time that earned nothing yet counts on.
+        if more > 0 || self.left >= burst {
+            self.left = self.left.saturating_add(more).min(burst);
+            self.at_ms = now_ms;
+        }
     }
 
     fn lets_go(&mut self, now_ms: u64) -> bool {
         self.refill(now_ms);
-        self.left > 0 && self.under_way < UNDER_WAY_BYTES_MAX
+        self.left > 0 && self.under_way < self.window
     }
 
     /// When there will be something left; never as long as too much is under way.
     fn next_ms(&self) -> u64 {
-        if self.under_way >= UNDER_WAY_BYTES_MAX {
+        if self.under_way >= self.window {
             return u64::MAX;
         }
         let debt = u128::from(u64::try_from(-self.left).unwrap_or(0)) + 1;
@@ -207,6 +218,14 @@ impl Offers {
     /// Unplaced traces.
     pub(super) fn len(&self) -> usize {
         self.unplaced.len()
+    }
+
+    /// What they take beside the traces themselves.
+    pub(super) fn cost_bytes(&self) -> usize {
+        /// An entry in the map, and for each seat one in a queue.
+        const OFFER_BYTES: usize =
+            size_of::<(u32, Unplaced)>() + 2 * size_of::<(Rank, u32, Seat)>();
+        self.unplaced.len() * 2 * OFFER_BYTES
     }
 
     /// Whether everything is placed that was not when the view began.
@@ -318,10 +337,12 @@ impl Offers {
         self.members[usize::from(member)].allowance.spend(bytes);
     }
 
-    /// What was sent to a member arrived, or was lost.
-    pub(super) fn ended(&mut self, member: MemberIndex, bytes: usize) {
+    /// What was sent to a member was answered, or was lost.
+    pub(super) fn ended(&mut self, member: MemberIndex, bytes: usize, arrived: bool) {
         let allowance = &mut self.members[usize::from(member)].allowance;
         allowance.under_way = allowance.under_way.saturating_sub(bytes);
+        let window = if arrived { allowance.window * 2 } else { allowance.window / 2 };
+        allowance.window = window.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
     }
 
     /// A member grants so much a second.
@@ -373,9 +394,12 @@ impl Offers {
     fn set(&mut self, trace: u32, seat: Seat, place: Place) {
         let Some(unplaced) = self.unplaced.get_mut(&trace) else { return };
         let taken = &mut unplaced.seats[seat];
+        if taken.place == Place::Nobody {
+            return;
+        }
         let member = &mut self.members[usize::from(taken.member)];
         match taken.place {
-            Place::Nobody => return,
+            Place::Nobody => {}
             Place::Confirmed => member.owing += 1,
             Place::Waiting(at_ms) => {
                 self.waiting.remove(&(at_ms, trace, seat));

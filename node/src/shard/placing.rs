@@ -22,9 +22,6 @@ use tracemesh_membership::{MemberIndex, Placement};
 /// change all the time.
 pub(super) const OFFER_SOON: Duration = Duration::from_millis(200);
 
-/// What a trace costs in a frame besides its spans and names.
-const TRACE_FRAME_BYTES: usize = 40;
-
 impl Shard {
     /// P1: the view changed from `former`.
     pub(super) fn begin_view(&mut self, former: &Placement, now_ms: u64) {
@@ -155,9 +152,7 @@ impl Shard {
         let Some(trace) = self.table.get(index) else { return };
         let spans = spans_of(trace, wanted);
         let hold = hold_of(trace, now_ms);
-        let bytes = spans.as_ref().map_or(0, |spans| spans.bytes)
-            + TRACE_FRAME_BYTES
-            + size_of::<u64>() * (hold.names.len() + hold.done.len());
+        let bytes = spans.as_ref().map_or(0, |spans| spans.bytes) + hold.bytes();
         let (target, _) = self.outlook.member(member);
         let version = trace.version;
         self.offers.spend(member, bytes);

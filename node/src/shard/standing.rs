@@ -68,18 +68,19 @@ pub(super) struct Outlook {
     pub(super) standing: Standing,
     pub(super) me: NodeId,
     pub(super) my_index: Option<MemberIndex>,
-    /// The placement when all were last settled, and who of it is in the view still.
-    settled_placement: Arc<Placement>,
-    since_settled: Stayed,
+    /// The placements since all were last settled, that one first, the present one not; each with
+    /// who of it is in the present view still. None where there were too many.
+    since_settled: Option<Vec<(Arc<Placement>, Stayed)>>,
     all_settled: bool,
 }
+
+/// So many views may come and go before all have settled; after that an owner waits until they do.
+const VIEWS_UNSETTLED_MAX: usize = 16;
 
 impl Outlook {
     pub(super) fn new(me: NodeId, standing: Standing) -> Self {
         let my_index = index_of(&standing.placement, &me);
-        let settled_placement = Arc::default();
-        let since_settled = Stayed::new(&settled_placement, &standing.placement);
-        Self { me, my_index, settled_placement, since_settled, all_settled: false, standing }
+        Self { me, my_index, since_settled: None, all_settled: false, standing }
     }
 
     /// Takes in what the mesh is now, and gives what it was.
@@ -87,9 +88,19 @@ impl Outlook {
         self.my_index = index_of(&standing.placement, &self.me);
         self.all_settled = standing.all_settled();
         if self.all_settled {
-            self.settled_placement = Arc::clone(&standing.placement);
+            self.since_settled = Some(Vec::new());
+        } else if standing.view_hash() != self.standing.view_hash()
+            && let Some(since) = &mut self.since_settled
+        {
+            let left = Arc::clone(&self.standing.placement);
+            since.push((left, Stayed::default()));
+            since.iter_mut().for_each(|(then, stayed)| {
+                *stayed = Stayed::new(then, &standing.placement);
+            });
+            if since.len() > VIEWS_UNSETTLED_MAX {
+                self.since_settled = None;
+            }
         }
-        self.since_settled = Stayed::new(&self.settled_placement, &standing.placement);
         std::mem::replace(&mut self.standing, standing)
     }
 
@@ -122,9 +133,12 @@ impl Outlook {
 
     /// D1: whether the owner of a slot may decide before [`SETTLE_MAX`](super::SETTLE_MAX) is over.
     pub(super) fn is_calm(&self, slot: Slot) -> bool {
+        let unchanged = |(then, stayed): &(Arc<Placement>, Stayed)| {
+            stayed.holders(then, self.placement(), slot)
+        };
+        let since = self.since_settled.as_ref();
         self.all_settled
-            || (self.replica_agrees(slot)
-                && self.since_settled.holders(&self.settled_placement, self.placement(), slot))
+            || (self.replica_agrees(slot) && since.is_some_and(|since| since.iter().all(unchanged)))
     }
 
     /// The replica, if any, publishes this node's view.
@@ -142,7 +156,10 @@ impl Outlook {
     pub(super) fn hash(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         (self.view_hash(), self.standing.state, self.all_settled).hash(hasher);
-        self.settled_placement.view().hash().hash(hasher);
+        for then in self.since_settled.iter().flatten() {
+            then.0.view().hash().hash(hasher);
+        }
+        self.since_settled.is_some().hash(hasher);
         for peer in self.standing.peers.values() {
             (peer.incarnation, peer.state, peer.view_hash == self.view_hash()).hash(hasher);
         }
@@ -176,7 +193,7 @@ pub(super) fn seats(holders: Holders) -> [Option<MemberIndex>; 2] {
 }
 
 /// Which members of a placement are in another one too, in the same life.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Stayed(Vec<Option<MemberIndex>>);
 
 impl Stayed {

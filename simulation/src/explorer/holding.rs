@@ -347,6 +347,10 @@ impl World {
                 let reply = HoldReply { sender, grant: GRANT, ..HoldReply::default() };
                 self.on_placed(number, target, &placing.asked, &reply);
             }
+            for keeper in &mut self.nodes[number].keepers {
+                // Bandwidth is not explored.
+                keeper.shard.on_arrived(&placing.target, placing.bytes, true);
+            }
             let about = About::Placing(placing.asked.into());
             let body = Body::Hold(Arc::new(placing.hold), about);
             self.push_once(Message::new(number, target, body));
@@ -416,7 +420,8 @@ impl World {
         let published = |peer: usize| keeper.rumours[peer].map(|rumour| rumour.view_hash);
         let replica_agrees = replica.is_none_or(|replica| published(replica) == Some(view_hash));
         let slot = self.plan.traces[trace].slot;
-        let same_holders = names(&keeper.settled_in, slot) == names(placement, slot);
+        let now = names(placement, slot);
+        let same_holders = keeper.since_settled.iter().all(|then| names(then, slot) == now);
         let is_calm = keeper.all_settled() || (replica_agrees && same_holders);
         if !is_owner {
             let what = format!("node {number} decides trace {trace} and is not its owner");

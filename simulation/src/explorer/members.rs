@@ -110,6 +110,7 @@ impl World {
             let placement = self.plan.atlas.placement(&company);
             self.nodes[node].open_requests.on_view(placement.view().hash());
             self.nodes[node].placement = placement;
+            self.nodes[node].settled = 0;
         }
         let Self { nodes, plan, .. } = self;
         let rumours = nodes[node].rumours;
@@ -160,8 +161,9 @@ impl World {
         keeper.settled = node.settled;
         keeper.placement = Arc::clone(&node.placement);
         if keeper.all_settled() {
-            keeper.settled_in = Arc::clone(&keeper.placement);
+            keeper.since_settled.clear();
         }
+        keeper.since_settled.push(Arc::clone(&keeper.placement));
         keeper.shard.on_view(node.now, standing);
         self.after(number, super::holding::Cause::View);
         if self.has(Bug::KeepConfirmations) {

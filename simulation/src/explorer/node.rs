@@ -52,8 +52,8 @@ pub struct Keeper {
     pub rumours: [Option<Rumour>; NODES_MAX],
     /// The view in which its node had settled, as it was told.
     pub settled: u64,
-    /// The placement when, as it was told, all members were last settled.
-    pub settled_in: Arc<Placement>,
+    /// The placements since, as it was told, all members were last settled.
+    pub since_settled: Vec<Arc<Placement>>,
     /// There is a newer view than it was told.
     pub lags: bool,
     /// Traces and who has confirmed them since they last changed, for the bug by which that counts
@@ -133,7 +133,7 @@ impl Node {
             placement: Arc::clone(&self.placement),
             rumours: [None; NODES_MAX],
             settled: 0,
-            settled_in: plan.atlas.placement(&[None; NODES_MAX]),
+            since_settled: vec![plan.atlas.placement(&[None; NODES_MAX])],
             lags: false,
             confirmed: Vec::new(),
         };
