@@ -44,10 +44,10 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
             continue;
         };
         let invariant = Invariant::DecidedInTime;
-        let is_told = verdict.tells(invariant, None);
+        let is_told = verdict.tells(invariant);
         verdict.add(Finding {
             invariant,
-            expected: None,
+
             at: export.at,
             trace: Some(trace.number),
             nodes: vec![export.node],
