@@ -220,7 +220,6 @@ fn sampled_out(model: &Model<'_>, verdict: &mut Verdict) {
     if count > 0 {
         verdict.add(Finding {
             invariant: Invariant::OneVerdictPerTrace,
-
             at: model.history.ended_at,
             trace: None,
             nodes: Vec::new(),

@@ -135,7 +135,6 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
             let traces = verdict.totals.traces;
             verdict.add(Finding {
                 invariant,
-
                 at: model.history.ended_at,
                 trace: None,
                 nodes: Vec::new(),

@@ -47,7 +47,6 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
         let is_told = verdict.tells(invariant);
         verdict.add(Finding {
             invariant,
-
             at: export.at,
             trace: Some(trace.number),
             nodes: vec![export.node],
