@@ -804,6 +804,21 @@ fn trace_that_comes_out_before_or_long_after_it_is_due_is_found() {
     told.export(20_000, 1, all_spans(trace));
     told.crash(8_000, 4, &[0, 1, 2, 3]);
     assert_green(&told.judge());
+
+    // A new owner waits until all have settled, and no longer.
+    for (at, is_found) in [(22_900, false), (23_100, true)] {
+        let mut told = Told::calm();
+        let trace = told.trace(0, 1, 2);
+        told.accept(11_000, 0, all_spans(trace));
+        told.leave(11_500, 1, &[0, 2, 3, 4], Ending::Drained);
+        told.export(at, 2, all_spans(trace));
+        let verdict = told.judge();
+        if is_found {
+            assert_only(&verdict, Invariant::DecidedInTime, 1);
+        } else {
+            assert_green(&verdict);
+        }
+    }
 }
 
 #[test]
