@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `no_acknowledged_span_lost` | an accepted span never comes out, though one holder lives |
 //! | the same | the second holder ended when the first one's copy had been made again |
-//! | the same | all holders left in order; one had a spool that it could read again, or room for it |
+//! | the same | all holders left in order; one had a spool that it could read, or room for it |
 //! | `exported_together` | a trace comes out in two attempts, though all was accepted before |
 //! | `no_span_twice` | a second sink keeps the same spans, though the first acknowledged them |
 //! | `decided_in_time` | a trace that comes out before it is due, or a second after it |
@@ -60,8 +60,9 @@
 //!
 //! Spans that are sampled out have no entry in a history yet, so that a trace has one verdict is
 //! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled before
-//! the end, is inferred from the faults at work, not seen. A loss is told apart from spans that are held at the
-//! end by counts only, unless all holders are gone.
+//! the end, is inferred from the faults at work, not seen. Dead letters of what was never decided
+//! about have no entry either, and count as lost. A loss is told apart from spans that are held at
+//! the end by counts only, unless all holders are gone.
 
 mod converge;
 mod copies;
