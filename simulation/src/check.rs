@@ -3,8 +3,7 @@
 //! A check reads a [`History`] and nothing else. It shares no code with the node but placement (who
 //! holds a slot is by definition what placement says) and the ids of spans, so it cannot repeat the
 //! node's mistakes. What PROTOCOL's invariants except is a [`Licence`]: computed from the history,
-//! counted, and bounded. What cannot hold before hand-over exists is an [`ExpectedFailure`], listed
-//! in one place with its reason. Everything else is a [`Finding`] that makes a run red.
+//! counted, and bounded. Everything else is a [`Finding`] that makes a run red.
 //!
 //! The invariant: a verdict is a pure function of the history. It is bounded: of each kind of
 //! finding [`FINDINGS_MAX`] are told, and the others counted.
@@ -17,6 +16,8 @@
 //! | invariant | planted fault |
 //! |---|---|
 //! | `no_acknowledged_span_lost` | an accepted span never comes out, though one holder lives |
+//! | the same | the second holder ended when the first one's copy had been made again |
+//! | the same | all holders left in order; one had a spool that it could read, or room for it |
 //! | `exported_together` | a trace comes out in two attempts, though all was accepted before |
 //! | `no_span_twice` | a second sink keeps the same spans, though the first acknowledged them |
 //! | `decided_in_time` | a trace that comes out before it is due, or a second after it |
@@ -27,6 +28,7 @@
 //! | `memory_within_budget` | a peak of half as much again as the budget and its extra |
 //! | `counters_add_up` | one more span counted as accepted, exported, or held than there was |
 //! | `everything_ends` | spans held at the end; a request neither told nor given up |
+//! | the same | a trace that is unplaced, or a node that has not settled, long after healing |
 //! | `placement_minimal` | a table that moves slots between survivors |
 //! | `goodput_floor` | two of a hundred spans given up in a cluster without a fault |
 //! | `nothing_impossible` | a panic; a refusal for good; an invented span; a failed start |
@@ -36,9 +38,13 @@
 //!
 //! | invariant | mutants |
 //! |---|---|
-//! | `no_acknowledged_span_lost` | `done_before_sink` |
+//! | `no_acknowledged_span_lost` | `done_before_sink`, `no_copying_after_crash` |
+//! | `no_acknowledged_span_lost` | `forgotten_before_answer`, `holders_without_incarnations` |
+//! | `no_acknowledged_span_lost` | `spool_not_read` |
 //! | `exported_together` | `root_delay_from_first_span` |
 //! | `no_span_twice` | `repeat_not_recognised`, `decide_as_no_owner`, `no_done` |
+//! | `no_span_twice` | `remembered_not_handed_over`, `settled_in_flight` |
+//! | `decided_in_time` | `due_restarted_by_hand_over` |
 //! | `decided_in_time` | `due_restarted`, `root_ignored`, `root_delay_from_first_span` |
 //! | `one_verdict_per_trace` | `late_not_marked` |
 //! | `owner_exports` | `decide_as_no_owner`, `slots_drawn_by_member_count` |
@@ -53,13 +59,14 @@
 //! # What these checks do not see
 //!
 //! Spans that are sampled out have no entry in a history yet, so that a trace has one verdict is
-//! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled, is
-//! inferred from the faults at work, not seen. A loss is told apart from spans that are held at the
-//! end by counts only, unless all holders are gone.
+//! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled before
+//! the end, is inferred from the faults at work, not seen. Dead letters of what was never decided
+//! about have no entry either, and count as lost. A loss is told apart from spans that are held at
+//! the end by counts only, unless all holders are gone.
 
 mod converge;
+mod copies;
 mod ending;
-mod expected;
 mod exports;
 mod faults;
 mod figures;
@@ -71,12 +78,13 @@ mod model;
 mod placing;
 mod sometimes;
 mod story;
+mod swarm;
 mod timing;
 mod views;
 
 pub use ending::pending;
-pub use expected::{Expectation, ExpectedFailure, OCCASIONS_MIN, Swarm};
 pub use licence::Licence;
+pub use swarm::Swarm;
 
 use crate::history::History;
 use crate::plan::{Millis, NodeNumber};
@@ -112,7 +120,7 @@ pub enum Invariant {
     MemoryWithinBudget,
     /// What nodes count is what clients were told and what sinks got.
     CountersAddUp,
-    /// After healing nothing is held, and no client waits.
+    /// After healing nothing is held or unplaced, all have settled, and no client waits.
     EverythingEnds,
     /// A change of one member moves one copy of a slot's traces, and no slot in vain; copies are in
     /// two zones where there are two.
@@ -174,8 +182,6 @@ impl fmt::Display for Invariant {
 pub struct Finding {
     /// Which.
     pub invariant: Invariant,
-    /// As what it was expected, if it was; then it does not make the run red.
-    pub expected: Option<ExpectedFailure>,
     /// When.
     pub at: Millis,
     /// The number of the trace, if it is about one.
@@ -195,12 +201,8 @@ pub struct Verdict {
     pub seed: u64,
     /// What did not hold: the first [`FINDINGS_MAX`] of each kind.
     pub findings: Vec<Finding>,
-    /// How often each invariant did not hold, unexpectedly.
-    pub unexpected: BTreeMap<Invariant, u64>,
-    /// How often each expected failure was seen.
-    pub expected: BTreeMap<ExpectedFailure, u64>,
-    /// How often it could have been seen.
-    pub occasions: BTreeMap<ExpectedFailure, u64>,
+    /// How often each invariant did not hold.
+    pub violated: BTreeMap<Invariant, u64>,
     /// Traces that each licence excused.
     pub licensed: BTreeMap<Licence, u64>,
     /// The first trace that each excused, and what went wrong around it.
@@ -235,17 +237,13 @@ pub struct Totals {
 }
 
 impl Verdict {
-    /// Whether everything held, but for what was licensed or expected.
+    /// Whether everything held, but for what was licensed.
     pub fn is_green(&self) -> bool {
-        self.unexpected.is_empty()
+        self.violated.is_empty()
     }
 
     fn add(&mut self, finding: Finding) {
-        let (invariant, expected) = (finding.invariant, finding.expected);
-        let count = match expected {
-            Some(expected) => self.expected.entry(expected).or_default(),
-            None => self.unexpected.entry(invariant).or_default(),
-        };
+        let count = self.violated.entry(finding.invariant).or_default();
         *count += 1;
         if *count <= FINDINGS_MAX as u64 {
             self.findings.push(finding);
@@ -253,11 +251,8 @@ impl Verdict {
     }
 
     /// Whether another finding of this kind would be told, so that its story is worth writing.
-    fn tells(&self, invariant: Invariant, expected: Option<ExpectedFailure>) -> bool {
-        let count = match expected {
-            Some(expected) => self.expected.get(&expected),
-            None => self.unexpected.get(&invariant),
-        };
+    fn tells(&self, invariant: Invariant) -> bool {
+        let count = self.violated.get(&invariant);
         count.is_none_or(|count| *count < FINDINGS_MAX as u64)
     }
 
@@ -270,9 +265,6 @@ impl Verdict {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", clock(self.at), self.invariant, self.text)?;
-        if let Some(expected) = self.expected {
-            write!(f, " (expected: {expected})")?;
-        }
         self.story.iter().try_for_each(|line| write!(f, "\n    {line}"))
     }
 }

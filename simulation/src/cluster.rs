@@ -370,12 +370,14 @@ impl Cluster {
         let at = self.now.into();
         let Some(observer) = self.hosts[node].observer() else { return };
         let (view, held) = (view_seen(observer), observer.held());
+        let (unplaced, settled) = (observer.unplaced(), observer.has_settled());
         let counters = observer.counters();
-        self.history.last_looks.insert(node, Look { at, view, held, counters });
+        let look = Look { at, view, held, unplaced, settled, counters };
+        self.history.last_looks.insert(node, look);
     }
 
-    /// Whether nothing is left to do: the load is over and told, nobody holds anything, and all
-    /// nodes have one view.
+    /// Whether nothing is left to do: the load is over and told, nobody holds anything or has
+    /// anything to hand over, and all nodes have one view.
     fn is_finished(&mut self) -> bool {
         let told = self.load.is_over(self.now)
             && self.clients.iter().all(|client| client.open_count() == 0)
@@ -387,7 +389,8 @@ impl Cluster {
         let mut views = Vec::new();
         for (host, life) in self.hosts.iter_mut().zip(&self.lives) {
             let Some(observer) = host.observer() else { continue };
-            if life.draining || observer.held() != [0; 3] {
+            let is_placed = observer.unplaced() == 0 && observer.has_settled();
+            if life.draining || observer.held() != [0; 3] || !is_placed {
                 return false;
             }
             views.push(observer.view().hash());

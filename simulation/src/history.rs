@@ -165,6 +165,8 @@ pub enum Life {
     Draining,
     /// Its process ended by itself, with this many spans left when it drained.
     Ended(Ending),
+    /// What was on its disk is lost, when it had no process.
+    DiskLost,
 }
 
 /// How a process ended by itself.
@@ -200,6 +202,10 @@ pub struct Look {
     pub view: ViewSeen,
     /// Spans held as owner, as replica, as stand-in.
     pub held: [u64; 3],
+    /// Traces of which it has not heard that all their holders have what it has.
+    pub unplaced: u64,
+    /// Whether it has settled in its view: nothing is left to hand over for it.
+    pub settled: bool,
     /// Its counters, by their names in `/metrics` without the prefix, labels in braces.
     pub counters: BTreeMap<String, u64>,
 }

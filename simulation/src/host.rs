@@ -265,8 +265,8 @@ impl Host {
         Some(&mut self.process.as_mut()?.observer)
     }
 
-    /// What becomes of the machine between two processes.
-    pub fn prepare_restart(&self, now: Duration, generation: Generation, data: Data) {
+    /// What becomes of the machine between two processes, and of what is on its disk.
+    pub fn prepare_restart(&self, now: Duration, generation: Generation, data: Data) -> Data {
         let since = i64::try_from((now - self.started_at).as_millis()).unwrap_or(i64::MAX);
         let back = match generation {
             Generation::New => 0,
@@ -274,9 +274,11 @@ impl Host {
             Generation::Older => since + OLDER_BY.as_millis() as i64,
         };
         self.wall_clock.step(-back);
-        if data == Data::Lost || back > 0 {
-            self.disk.erase();
+        if data == Data::Kept && back == 0 {
+            return Data::Kept;
         }
+        self.disk.erase();
+        Data::Lost
     }
 
     /// Hands a request to the node as its protocol servers would; none without a process.

@@ -207,7 +207,7 @@ impl Laboratory {
             for (seed, invariants) in red.chain(broken) {
                 let sound = Settings { program: self.sound.clone(), ..settings.clone() };
                 let report = swarm::simulate(&sound, seed)?;
-                let known = report.verdict.unexpected;
+                let known = report.verdict.violated;
                 let fails_anyway = invariants.iter().all(|one| known.contains_key(one));
                 if invariants.is_empty() || !fails_anyway {
                     return Ok(Fate::Caught { seed, invariants });

@@ -75,7 +75,7 @@ pub struct Summary {
     pub virtual_ms: u64,
     /// Spans acknowledged over all simulations.
     pub acknowledged: u64,
-    /// Spans lost over all simulations, licensed and expected ones too.
+    /// Spans lost over all simulations, licensed ones too.
     pub lost: u64,
     /// Faults by class.
     pub faults: BTreeMap<String, u64>,
@@ -112,14 +112,12 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "{} simulations, {hours:.2} virtual hours, {acknowledged} spans acknowledged, \
-             {lost} lost by licence or expectation",
+             {lost} lost",
             swarm.runs
         )?;
         report::list(f, "faults", &self.faults)?;
         let licensed = swarm.licensed.iter().map(|(name, count)| (name.to_string(), *count));
         report::list(f, "licensed exceptions (traces)", &licensed.collect())?;
-        let expected = swarm.seen.iter().map(|(name, count)| (name.to_string(), *count));
-        report::list(f, "expected failures (simulations)", &expected.collect())?;
         report::list(f, "recovery paths taken (simulations)", &swarm.sometimes)?;
         let never = swarm.never();
         if !never.is_empty() {

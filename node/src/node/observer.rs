@@ -47,6 +47,17 @@ impl Observer {
         self.shards.held().0
     }
 
+    /// Traces, remembered ones too, of which another holder may lack something.
+    pub fn unplaced(&self) -> u64 {
+        self.shards.unplaced()
+    }
+
+    /// Whether everything is placed that was not when its view began.
+    pub fn has_settled(&self) -> bool {
+        let view_hash = self.placement.borrow().view().hash();
+        self.shards.have_settled(view_hash)
+    }
+
     /// Every counter by the name and labels that it has in `/metrics`, without the prefix.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         // Writing to a text fails only where a collector says so, and there is none.

@@ -89,5 +89,5 @@ pub(super) fn differences(model: &Model<'_>) -> Vec<String> {
 fn finding(model: &Model<'_>, at: Millis, nodes: Vec<NodeNumber>, text: String) -> Finding {
     let lives = model.lives.nodes().flat_map(|node| model.lives.story(node));
     let (invariant, trace) = (Invariant::ViewsConverge, None);
-    Finding { invariant, expected: None, at, trace, nodes, text, story: lives.collect() }
+    Finding { invariant, at, trace, nodes, text, story: lives.collect() }
 }

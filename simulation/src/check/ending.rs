@@ -5,12 +5,16 @@
 //! over; the check is that it has nothing to say. The invariant: what is lost is not pending.
 
 use super::converge::{CONVERGE_MAX, calm_since, differences};
+use super::copies::has_full_disk;
+use super::licence::SETTLE_MAX;
 use super::model::{Model, OneSpan};
-use super::{ExpectedFailure, Finding, Invariant, Verdict, clock, story};
+use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::{Answer, Ending, Entry, History, Life, What};
 use crate::plan::{Fault, Generation, Millis, NodeNumber};
 
-const STAND_IN: &str = "stand-in";
+/// From the last fault or change of a life until everybody has settled: until views agree, and as
+/// long as an owner waits for calm.
+const SETTLED_WITHIN: u64 = CONVERGE_MAX + SETTLE_MAX;
 
 /// Traces that are named one by one.
 const TRACES_TOLD_MAX: usize = 10;
@@ -18,7 +22,8 @@ const TRACES_TOLD_MAX: usize = 10;
 /// What is not finished at the end of a history, a sentence each.
 pub fn pending(history: &History) -> Vec<String> {
     let model = Model::new(history);
-    let mut texts: Vec<_> = held(&model).into_iter().map(|(text, _)| text).collect();
+    let mut texts: Vec<_> = held(&model).collect();
+    texts.extend(unsettled(&model).map(|(_, text)| text));
     texts.extend(waiting(&model));
     if calm_since(&model).0 + CONVERGE_MAX <= history.ended_at.0 {
         texts.extend(differences(&model));
@@ -28,14 +33,31 @@ pub fn pending(history: &History) -> Vec<String> {
 }
 
 /// Who holds what, and as what.
-fn held(model: &Model<'_>) -> Vec<(String, &'static str)> {
-    let roles = ["owner", "replica", STAND_IN];
+fn held(model: &Model<'_>) -> impl Iterator<Item = String> {
+    let roles = ["owner", "replica", "stand-in"];
     let looks = model.history.last_looks.iter();
-    let holding = looks.flat_map(|(node, look)| {
-        let held = look.held.iter().zip(roles).filter(|(count, _)| **count > 0);
-        held.map(move |(count, role)| (format!("node-{node} holds {count} spans as {role}"), role))
-    });
-    holding.collect()
+    looks.flat_map(move |(node, look)| {
+        let held = look.held.into_iter().zip(roles).filter(|(count, _)| *count > 0);
+        held.map(move |(count, role)| format!("node-{node} holds {count} spans as {role}"))
+    })
+}
+
+/// Who has not handed over everything, though there was time for it.
+fn unsettled(model: &Model<'_>) -> impl Iterator<Item = (NodeNumber, String)> {
+    let since = calm_since(model);
+    let had_time = since.0 + SETTLED_WITHIN <= model.history.ended_at.0;
+    let looks = model.history.last_looks.iter().filter(move |_| had_time);
+    let unsettled = looks.filter(|(_, look)| !look.settled || look.unplaced > 0);
+    unsettled.map(move |(node, look)| {
+        let settled = if look.settled { "has settled" } else { "has not settled in its view" };
+        let since = clock(since);
+        let text = format!(
+            "node-{node} {settled}, and {} traces are unplaced, though nothing happened since \
+             {since}",
+            look.unplaced
+        );
+        (*node, text)
+    })
 }
 
 /// Requests that nobody answered for good.
@@ -90,26 +112,18 @@ fn missing(model: &Model<'_>) -> Vec<String> {
 }
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
-    for (text, role) in held(model) {
-        // Nobody waits for what a stand-in keeps, unless it is nowhere else.
-        let expected = (role == STAND_IN && missing(model).is_empty())
-            .then_some(ExpectedFailure::HeldByStandIn);
-        let (at, nodes, story) = (model.history.ended_at, Vec::new(), Vec::new());
-        let invariant = Invariant::EverythingEnds;
-        if expected.is_some() {
-            verdict.occasions.insert(ExpectedFailure::HeldByStandIn, 1);
-            verdict.add(Finding { invariant, expected, at, trace: None, nodes, text, story });
-        } else {
-            add(verdict, invariant, at, nodes, text, missing(model));
-        }
+    let ended = model.history.ended_at;
+    for text in held(model) {
+        add(verdict, Invariant::EverythingEnds, ended, Vec::new(), text, missing(model));
+    }
+    for (node, text) in unsettled(model) {
+        let story = model.lives.story(node);
+        add(verdict, Invariant::EverythingEnds, ended, vec![node], text, story);
     }
     for text in waiting(model) {
-        let story = if verdict.tells(Invariant::EverythingEnds, None) {
-            missing(model)
-        } else {
-            Vec::new()
-        };
-        add(verdict, Invariant::EverythingEnds, model.history.ended_at, Vec::new(), text, story);
+        let is_told = verdict.tells(Invariant::EverythingEnds);
+        let story = if is_told { missing(model) } else { Vec::new() };
+        add(verdict, Invariant::EverythingEnds, ended, Vec::new(), text, story);
     }
     for (at, node, span) in &model.invented {
         let text = format!(
@@ -134,7 +148,7 @@ fn add(
     text: String,
     story: Vec<String>,
 ) {
-    verdict.add(Finding { invariant, expected: None, at, trace: None, nodes, text, story });
+    verdict.add(Finding { invariant, at, trace: None, nodes, text, story });
 }
 
 /// What must never be seen of a node, whatever goes wrong around it.
@@ -158,13 +172,6 @@ fn impossible(model: &Model<'_>, at: Millis, what: &What) -> Option<(NodeNumber,
         }
         _ => None,
     }
-}
-
-/// Whether the record of its start cannot be written.
-fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> bool {
-    let is_it =
-        |fault: &Fault| matches!(fault, Fault::DiskFull { node: full, .. } if *full == node);
-    model.faults.within(at, at).any(|stretch| is_it(stretch.fault))
 }
 
 /// Whether the plan gives the node a reason not to become or stay a member: settings that do not

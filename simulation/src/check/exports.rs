@@ -5,10 +5,9 @@
 //! of the traces' exports. When a trace was due is computed here from what clients sent, at the
 //! earliest moment that is possible; a span acknowledged before that has no excuse for coming late.
 
-use super::expected::ExpectedFailure;
 use super::faults::AFTERMATH;
-use super::licence::{self, DETECT_MAX, DONE_WITHIN, Licence, SETTLE_MAX, STEP_MAX};
-use super::model::{Model, OneExport, OneTrace, Promise};
+use super::licence::{self, Licence, SETTLE_MAX, STEP_MAX};
+use super::model::{Model, OneExport, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
 use crate::history::SinkSaid;
 use crate::plan::{Fault, Millis, NodeNumber};
@@ -27,13 +26,6 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
         together(model, trace, verdict);
         twice(model, trace, verdict);
         marks(model, trace, verdict);
-        if moved(model, trace) {
-            for expected in
-                [ExpectedFailure::SplitAroundViewChange, ExpectedFailure::TwiceAroundViewChange]
-            {
-                *verdict.occasions.entry(expected).or_default() += 1;
-            }
-        }
     }
     for export in &model.exports {
         owner(model, export, verdict);
@@ -46,13 +38,13 @@ fn add(
     model: &Model<'_>,
     verdict: &mut Verdict,
     trace: &OneTrace,
-    (invariant, expected): (Invariant, Option<ExpectedFailure>),
+    invariant: Invariant,
     (at, nodes, text): (Millis, Vec<NodeNumber>, String),
 ) {
-    let is_told = verdict.tells(invariant, expected);
+    let is_told = verdict.tells(invariant);
     let story = if is_told { story::of_trace(model, trace) } else { Vec::new() };
     let text = format!("trace {} {text}", story::trace(model, trace.number));
-    verdict.add(Finding { invariant, expected, at, trace: Some(trace.number), nodes, text, story });
+    verdict.add(Finding { invariant, at, trace: Some(trace.number), nodes, text, story });
 }
 
 /// The earliest moment at which a trace can be due; none if nothing of it was sent.
@@ -64,15 +56,6 @@ pub(super) fn due(model: &Model<'_>, trace: &OneTrace) -> Option<Millis> {
     let root = spans.iter().find(|span| span.number.span == 0).and_then(|span| span.sent);
     let by_root = root.map_or(u64::MAX, |root| root.0 + cluster.root_delay_ms.0);
     Some(Millis(by_age.min(by_root)))
-}
-
-/// Whether the slot's holders changed, in anybody's view, while the trace was under way.
-fn moved(model: &Model<'_>, trace: &OneTrace) -> bool {
-    let spans = model.spans_of(trace).iter();
-    let Some(first) = spans.filter_map(|span| span.sent).min() else { return false };
-    let last = trace.exports.last().map_or(first, |export| model.exports[*export].at);
-    let last = Millis(last.0 + STEP_MAX);
-    model.views.moved(model.views.slot(trace.number), before(first, ATTEMPT_MAX), last)
 }
 
 fn before(at: Millis, by: u64) -> Millis {
@@ -98,15 +81,13 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     let (one, two) = (&model.exports[*first], &model.exports[*last]);
     let parts_excuse =
         || licence::excuse_parts(model, trace.number, in_time.map(|span| span.1), due);
-    let moved = moved(model, trace);
     // An attempt without an answer is made again with the same spans: whatever was there is in it,
     // unless somebody else made it.
     let excuse = licence::excuse(model, one, two)
-        .filter(|licence| *licence != Licence::AttemptUnanswered || moved);
+        .filter(|licence| *licence != Licence::AttemptUnanswered || one.node != two.node);
     if let Some(licence) = excuse.or_else(parts_excuse) {
         return verdict.license(model, licence, trace.number, two.at);
     }
-    let expected = moved.then_some(ExpectedFailure::SplitAroundViewChange);
     let text = format!(
         "came out in {} attempts, at {} of node-{} and last at {} of node-{}, though all of it \
          was acknowledged before it was due",
@@ -117,7 +98,7 @@ fn together(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         two.node
     );
     let about = (two.at, vec![one.node, two.node], text);
-    add(model, verdict, trace, (Invariant::ExportedTogether, expected), about);
+    add(model, verdict, trace, Invariant::ExportedTogether, about);
 }
 
 fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
@@ -139,7 +120,6 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         }
     }
     verdict.totals.twice += again.iter().filter(|again| **again).count() as u64;
-    let slot = model.views.slot(trace.number);
     let mut licences = BTreeMap::new();
     for (earlier, export) in pairs {
         let (one, two) = (&model.exports[earlier], &model.exports[export]);
@@ -147,10 +127,6 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             licences.entry(licence).or_insert(two.at);
             continue;
         }
-        let until = Millis(two.at.0 + STEP_MAX);
-        let moved = model.views.moved(slot, before(one.at, ATTEMPT_MAX), until);
-        let is_expected = moved && !was_told(model, trace, one, two);
-        let expected = is_expected.then_some(ExpectedFailure::TwiceAroundViewChange);
         let both = one.spans.iter().filter(|span| two.spans.contains(span)).count();
         let text = format!(
             "has {both} spans in the sink of node-{} since {} and again in that of node-{} at {}",
@@ -160,35 +136,11 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             clock(two.at)
         );
         let about = (two.at, vec![one.node, two.node], text);
-        add(model, verdict, trace, (Invariant::NoSpanTwice, expected), about);
+        add(model, verdict, trace, Invariant::NoSpanTwice, about);
     }
     for (licence, at) in licences {
         verdict.license(model, licence, trace.number, at);
     }
-}
-
-/// Whether who exports again was the replica when all was exported at once, and was told so before
-/// anything went wrong. Then it is no missing hand-over.
-fn was_told(model: &Model<'_>, trace: &OneTrace, one: &OneExport, two: &OneExport) -> bool {
-    let spans = model.spans_of(trace);
-    let Some(first) = spans.iter().filter_map(|span| span.sent).min() else { return false };
-    let Some(view) = model.views.at(one.node, one.at) else { return false };
-    let holders = model.holders(trace.number, model.views.set(view));
-    let (from, told) = (before(first, DETECT_MAX), Millis(one.heard_at.0 + DONE_WITHIN));
-    let Model { lives, faults, views, .. } = model;
-    let is_calm = !faults.lossy(from, told)
-        && faults.within(from, told).next().is_none()
-        && lives.ends(from, told).next().is_none()
-        && !lives.nodes().any(|node| lives.paused_within(node, from, told))
-        && !views.moved(views.slot(trace.number), from, told);
-    let was_there = |promise: &Promise| promise.at < one.at;
-    holders == Some((one.node, Some(two.node)))
-        && one.said == SinkSaid::Acknowledged
-        && one.spans.len() == spans.len()
-        && spans.iter().all(|span| span.promised.is_some_and(|(first, _)| was_there(&first)))
-        && is_calm
-        && told < two.at
-        && !lives.ends(told, two.at).any(|(node, _, _)| node == two.node)
 }
 
 /// Late spans follow a verdict, and say so: the first export is not late, and what a node exports
@@ -215,7 +167,7 @@ fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
         if let Some(wrong) = wrong {
             let text = format!("{wrong} (at {} of node-{})", clock(export.at), export.node);
             let about = (export.at, vec![export.node], text);
-            add(model, verdict, trace, (Invariant::OneVerdictPerTrace, None), about);
+            add(model, verdict, trace, Invariant::OneVerdictPerTrace, about);
         }
     }
 }
@@ -259,7 +211,7 @@ fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
         slot.0
     );
     let about = (export.at, vec![export.node], text);
-    add(model, verdict, &model.traces[trace], (Invariant::OwnerExports, None), about);
+    add(model, verdict, &model.traces[trace], Invariant::OwnerExports, about);
 }
 
 /// No plan samples anything out yet.
@@ -268,7 +220,6 @@ fn sampled_out(model: &Model<'_>, verdict: &mut Verdict) {
     if count > 0 {
         verdict.add(Finding {
             invariant: Invariant::OneVerdictPerTrace,
-            expected: None,
             at: model.history.ended_at,
             trace: None,
             nodes: Vec::new(),

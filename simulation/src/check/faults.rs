@@ -94,17 +94,23 @@ impl<'a> Faults<'a> {
         self.link_is_bad || faults.any(|stretch| keeps_apart(stretch.fault, entry, target))
     }
 
+    /// When faults were at work that may keep nodes from telling each other what they have, or from
+    /// taking what they are given.
+    pub(super) fn hindering(&self) -> impl Iterator<Item = (Millis, Millis)> {
+        let hinders = |fault: &Fault| match fault {
+            Fault::Partition { .. } | Fault::PairCut { .. } | Fault::Slow { .. } => true,
+            Fault::Links { link, .. } => is_bad(link),
+            Fault::Sink { mood, .. } => fills(mood),
+            _ => false,
+        };
+        let hindering = self.stretches.iter().filter(move |stretch| hinders(stretch.fault));
+        hindering.map(|stretch| (stretch.from, stretch.until))
+    }
+
     /// Whether something made nodes full, so that they had to push clients back.
     pub(super) fn overload(&self) -> bool {
         self.stretches.iter().any(|stretch| match stretch.fault {
-            Fault::Sink { mood, .. } => match mood {
-                Mood::Slow { for_ms } => for_ms.0 >= 1_000,
-                Mood::Failing { share } | Mood::Lying { share } | Mood::Mute { share } => {
-                    *share > 0.5
-                }
-                Mood::Dead => true,
-                Mood::Refusing { .. } => false,
-            },
+            Fault::Sink { mood, .. } => fills(mood),
             Fault::Slow { turn_of, .. } => *turn_of > 1,
             Fault::Links { link, .. } => is_bad(link),
             Fault::DiskFull { .. } => true,
@@ -120,6 +126,16 @@ impl<'a> Faults<'a> {
             format!("{} fault until {}: {fault}", clock(stretch.from), clock(stretch.until))
         };
         self.within(from, until).map(text).collect()
+    }
+}
+
+/// Whether nodes may become full because of a sink like this.
+fn fills(mood: &Mood) -> bool {
+    match mood {
+        Mood::Slow { for_ms } => for_ms.0 >= 1_000,
+        Mood::Failing { share } | Mood::Lying { share } | Mood::Mute { share } => *share > 0.5,
+        Mood::Dead => true,
+        Mood::Refusing { .. } => false,
     }
 }
 

@@ -39,7 +39,7 @@ fn add(
 ) {
     let at = model.history.ended_at;
     let story = nodes.iter().flat_map(|node| model.lives.story(*node)).collect();
-    verdict.add(Finding { invariant, expected: None, at, trace: None, nodes, text, story });
+    verdict.add(Finding { invariant, at, trace: None, nodes, text, story });
 }
 
 /// By the allocator's count, not by the node's own gauge.

@@ -87,7 +87,6 @@ fn itself(model: &Model<'_>, node: NodeNumber, view: usize) -> Option<Incarnatio
 fn add(model: &Model<'_>, verdict: &mut Verdict, node: NodeNumber, at: Millis, text: String) {
     verdict.add(Finding {
         invariant: Invariant::IncarnationsGrow,
-        expected: None,
         at,
         trace: None,
         nodes: vec![node],

@@ -44,6 +44,10 @@ pub enum Licence {
     SingleMember,
     /// I1: owner and replica both ended without a word before a copy can have been made.
     BothHoldersGone,
+    /// M4: the last copy is in the spool of a node that never began again, or lost its disk.
+    Spooled,
+    /// M4: the last copy was left over where the disk was too full to spool it.
+    NotSpooled,
     /// I2 (a): the sink has it, and the node was told nothing or "not now".
     AttemptUnanswered,
     /// I2 (b): the exporter ended, or stood still, before its Done can have arrived everywhere.
@@ -71,6 +75,8 @@ impl Licence {
             Self::Unreplicated => "unreplicated",
             Self::SingleMember => "single_member",
             Self::BothHoldersGone => "both_holders_gone",
+            Self::Spooled => "spooled",
+            Self::NotSpooled => "not_spooled",
             Self::AttemptUnanswered => "attempt_unanswered",
             Self::ExporterCrashed => "exporter_crashed",
             Self::UnsettledViewChange => "unsettled_view_change",
@@ -95,6 +101,8 @@ impl Licence {
             Self::LiveNodeDropped => 0.9,
             Self::SingleMember | Self::Unreplicated | Self::LostFrames => 0.5,
             Self::BothHoldersGone
+            | Self::Spooled
+            | Self::NotSpooled
             | Self::UnsettledViewChange
             | Self::LastActiveLeft
             | Self::Rerouted => 0.3,
@@ -116,16 +124,17 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
         let allowed = ALWAYS + (licence.share_max() * verdict.totals.traces as f64) as u64;
         if count > allowed {
             let invariant = match licence {
-                Licence::Unreplicated | Licence::SingleMember | Licence::BothHoldersGone => {
-                    Invariant::NoAcknowledgedSpanLost
-                }
+                Licence::Unreplicated
+                | Licence::SingleMember
+                | Licence::BothHoldersGone
+                | Licence::Spooled
+                | Licence::NotSpooled => Invariant::NoAcknowledgedSpanLost,
                 Licence::Rerouted | Licence::LostFrames => Invariant::ExportedTogether,
                 _ => Invariant::NoSpanTwice,
             };
             let traces = verdict.totals.traces;
             verdict.add(Finding {
                 invariant,
-                expected: None,
                 at: model.history.ended_at,
                 trace: None,
                 nodes: Vec::new(),

@@ -33,6 +33,8 @@ pub(super) struct OneLife {
     pub(super) ended: Option<(Millis, End)>,
     /// When it stood still.
     pub(super) pauses: Vec<(Millis, Millis)>,
+    /// What was on its disk was lost after its end.
+    pub(super) disk_lost: bool,
 }
 
 impl OneLife {
@@ -69,7 +71,8 @@ impl Lives {
         let Some(lives) = self.0.get_mut(node) else { return };
         if *event == Life::Started {
             let (ready, draining, ended) = (None, None, None);
-            lives.push(OneLife { started: at, ready, draining, ended, pauses: Vec::new() });
+            let (pauses, disk_lost) = (Vec::new(), false);
+            lives.push(OneLife { started: at, ready, draining, ended, pauses, disk_lost });
             return;
         }
         let Some(life) = lives.last_mut() else { return };
@@ -79,6 +82,7 @@ impl Lives {
             Life::Draining => life.draining = life.draining.or(Some(at)),
             Life::Paused => life.pauses.push((at, Millis(u64::MAX))),
             Life::Woken => life.end_pause(at),
+            Life::DiskLost => life.disk_lost = true,
             Life::Crashed => life.end(at, End::Crashed),
             Life::Failed(_) => life.end(at, End::Gave),
             Life::Ended(Ending::Drained) => life.end(at, End::Drained(0)),

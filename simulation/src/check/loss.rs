@@ -1,32 +1,27 @@
 //! `no_acknowledged_span_lost`: what a client was told is held comes out.
 //!
 //! For each acknowledged span that no sink has and that is no dead letter, the promises that were
-//! made about it are weighed: who had to hold it by the entry node's view, and who of these is
-//! gone.
-//! The invariant: at most one holder gone is never an excuse, whatever else went wrong in the
-//! cluster meanwhile. Spans that somebody may still hold at the end are pending, not lost.
+//! made about it are weighed: who had to hold it by the entry node's view, or by views that came
+//! later, and whose ends took copies with them. The invariant: where there were two copies, one
+//! holder gone is never an excuse, whatever else went wrong in the cluster meanwhile; nor is a
+//! second one that was gone when the first one's copy was made again. Spans that somebody may still
+//! hold at the end are pending, not lost.
 
-use super::expected::ExpectedFailure;
-use super::licence::{self, COPY_MAX, Licence};
-use super::lives::End;
+use super::copies::{Copies, Taken};
+use super::licence::{self, Licence};
 use super::model::{Model, OneSpan, OneTrace, Promise};
 use super::views::NodeSet;
 use super::{Finding, Invariant, Verdict, clock, story};
-use crate::plan::{Millis, NodeNumber};
+use crate::plan::NodeNumber;
 
 /// Why a span may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     /// The protocol does not promise more.
     Licensed(Licence),
-    /// What is not built yet would have kept it.
-    Expected(ExpectedFailure),
     /// It must be there; so many of its holders are gone.
     Kept(usize),
 }
-
-/// A holder that is gone, when, and how it ended.
-type Gone = (NodeNumber, Millis, End);
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     let totals = &mut verdict.totals;
@@ -37,11 +32,11 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
         totals.exported += u64::from(span.kept.is_some());
         totals.refused += u64::from(is_missing(span, true));
     }
+    let copies = Copies::new(model);
     let mut held_left = model.held();
     for trace in &model.traces {
-        occasions(model, trace, verdict);
         let spans = model.spans_of(trace).iter().filter(|span| is_missing(span, false));
-        let fates: Vec<_> = spans.map(|span| (span, fate(model, span))).collect();
+        let fates: Vec<_> = spans.map(|span| (span, fate(model, &copies, span))).collect();
         // What must be there and is held by somebody is late, not lost.
         let is_kept = |(_, fate): &&(&OneSpan, Fate)| matches!(fate, Fate::Kept(_));
         let kept = fates.iter().filter(is_kept).count() as u64;
@@ -69,18 +64,16 @@ fn tell(
     count: u64,
 ) {
     let Some((_, last)) = span.promised else { return };
-    let (expected, gone) = match fate {
+    let gone = match fate {
         Fate::Licensed(licence) => return verdict.license(model, licence, trace.number, last.at),
-        Fate::Expected(expected) => (Some(expected), "too many"),
-        Fate::Kept(0) => (None, "none"),
-        Fate::Kept(1) => (None, "one"),
-        Fate::Kept(_) => (None, "too few"),
+        Fate::Kept(0) => "none",
+        Fate::Kept(1) => "one",
+        Fate::Kept(_) => "not too many at once",
     };
     let invariant = Invariant::NoAcknowledgedSpanLost;
-    let is_told = verdict.tells(invariant, expected);
+    let is_told = verdict.tells(invariant);
     verdict.add(Finding {
         invariant,
-        expected,
         at: last.at,
         trace: Some(trace.number),
         nodes: candidates(model, trace.number, &last).all(),
@@ -97,65 +90,75 @@ fn tell(
 
 /// The weakest excuse that covers both the first promise and the last: a later promise may have
 /// been made by other holders, and each had to keep what it said.
-fn fate(model: &Model<'_>, span: &OneSpan) -> Fate {
+fn fate(model: &Model<'_>, copies: &Copies, span: &OneSpan) -> Fate {
     let Some((first, last)) = span.promised else { return Fate::Kept(0) };
-    let of = |promise| fate_of(model, span.number.trace, promise);
+    let of = |promise| fate_of(model, copies, span.number.trace, promise);
     of(&first).max(of(&last))
 }
 
-fn fate_of(model: &Model<'_>, trace: u32, promise: &Promise) -> Fate {
+fn fate_of(model: &Model<'_>, copies: &Copies, trace: u32, promise: &Promise) -> Fate {
     let candidates = candidates(model, trace, promise);
-    let gone_of = |nodes: &[NodeNumber]| {
-        let gone = |node: &NodeNumber| {
-            let (at, end) = model.lives.gone(*node, promise.sent)?;
-            Some((*node, at, end))
-        };
-        let mut gone: Vec<Gone> = nodes.iter().filter_map(gone).collect();
-        gone.sort_by_key(|gone| gone.1);
-        gone
-    };
-    let gone = gone_of(&candidates.holders);
-    let all_gone = gone.len() == candidates.holders.len() && !gone.is_empty();
-    let (gone, is_rerouted) = match candidates.others.is_empty() || all_gone {
-        true => (gone, false),
-        false => (gone_of(&candidates.all()), true),
-    };
-    let copies = candidates.holders.len();
-    if gone.len() < copies || gone.is_empty() {
-        return Fate::Kept(gone.len());
-    }
-    if gone.iter().any(|(_, _, end)| end.is_orderly()) {
-        return after_leave(model, &gone);
-    }
-    if copies == 1 {
-        let is_unreplicated = model.history.plan.cluster.replicas == 0;
-        let single = if is_unreplicated { Licence::Unreplicated } else { Licence::SingleMember };
-        return Fate::Licensed(single);
-    }
-    let is_close = gone.windows(2).any(|pair| pair[1].1.0 - pair[0].1.0 <= COPY_MAX);
-    match (is_close, is_rerouted) {
-        (true, _) => Fate::Licensed(Licence::BothHoldersGone),
-        (false, true) => Fate::Expected(ExpectedFailure::LostWithStandIn),
-        (false, false) => Fate::Expected(ExpectedFailure::LostAfterSecondFailure),
+    let is_gone = |node: &&NodeNumber| model.lives.gone(**node, promise.sent).is_some();
+    let taken = copies.taken_since(promise.sent);
+    let licence = of_one(model, trace, &candidates, taken, |node| is_gone(&node))
+        .or_else(|| of_two(model, copies, (trace, promise), &candidates, taken));
+    match licence {
+        Some(licence) => Fate::Licensed(licence),
+        None => Fate::Kept(candidates.holders.iter().filter(is_gone).count()),
     }
 }
 
-/// A holder left in an orderly way. Then whoever it handed its copy to was to keep it, so somebody
-/// else has to have failed, unless it could not hand over everything.
-fn after_leave(model: &Model<'_>, gone: &[Gone]) -> Fate {
-    if gone.iter().any(|(_, _, end)| matches!(end, End::Drained(count) if *count > 0)) {
-        return Fate::Expected(ExpectedFailure::LostAtDrainLimit);
-    }
-    let first = gone.first().map_or(Millis(0), |gone| gone.1);
-    if model.lives.active(first).count_ones() <= 1 {
-        // Handed to the only one left: I1 promises nothing.
-        return Fate::Licensed(Licence::SingleMember);
-    }
-    let mut ends = model.lives.ends(first, model.history.ended_at);
-    if ends.any(|(_, _, end)| end != End::Drained(0)) {
-        return Fate::Expected(ExpectedFailure::LostAfterLeaveAndCrash);
-    }
-    Fate::Kept(gone.len())
+/// Where there was one copy, one end excuses its loss: without replicas, and of what the only member
+/// had, because it was acknowledged so or because the others are gone.
+fn of_one(
+    model: &Model<'_>,
+    trace: u32,
+    candidates: &Candidates,
+    taken: &[Taken],
+    is_gone: impl Fn(&NodeNumber) -> bool,
+) -> Option<Licence> {
+    let is_unreplicated = model.history.plan.cluster.replicas == 0;
+    let had_the_only = |taken: &&Taken| {
+        let holds = |set: &NodeSet| nodes(model, trace, *set) == [taken.node];
+        let others = || candidates.holders.iter().filter(|holder| **holder != taken.node);
+        let was_the_only = taken.alone || is_unreplicated && taken.views.iter().any(holds);
+        // Whoever else was to hold it and lives has it, or gave it to others than this one.
+        was_the_only && others().all(&is_gone)
+    };
+    let taken = taken.iter().find(had_the_only)?;
+    let one = if is_unreplicated { Licence::Unreplicated } else { Licence::SingleMember };
+    Some(if taken.licence == Licence::BothHoldersGone { one } else { taken.licence })
+}
+
+/// Two ends excuse the loss of what both nodes were to hold, by a view or by the promise itself, if
+/// the second came before what the first had was placed again.
+fn of_two(
+    model: &Model<'_>,
+    copies: &Copies,
+    (trace, promise): (u32, &Promise),
+    candidates: &Candidates,
+    taken: &[Taken],
+) -> Option<Licence> {
+    // Until then whoever stood in for a holder may not have brought home what it has.
+    let home_by = copies.placed_by(promise.at);
+    let all = candidates.all();
+    taken.iter().enumerate().find_map(|(number, one)| {
+        let placed_by = copies.placed_by(one.at);
+        let mut later = taken[number + 1..].iter().take_while(|two| two.at <= placed_by);
+        let held_both = |two: &&Taken| {
+            let are_in =
+                |holders: &[NodeNumber]| holders.contains(&one.node) && holders.contains(&two.node);
+            // A life that began later got what it had from somebody who had it then.
+            let is_other = one.node != two.node && two.began <= one.at;
+            is_other
+                && (one.at <= home_by && are_in(&all)
+                    || one.views.iter().any(|set| are_in(&nodes(model, trace, *set))))
+        };
+        let two = later.find(held_both)?;
+        let licences = [one.licence, two.licence];
+        let worst = [Licence::NotSpooled, Licence::Spooled, Licence::BothHoldersGone];
+        worst.into_iter().find(|licence| licences.contains(licence))
+    })
 }
 
 /// Who can hold what was promised.
@@ -203,21 +206,4 @@ fn nodes(model: &Model<'_>, trace: u32, set: NodeSet) -> Vec<NodeNumber> {
     let holders = model.holders(trace, set);
     holders
         .map_or_else(Vec::new, |(owner, replica)| std::iter::once(owner).chain(replica).collect())
-}
-
-/// Counts what could have been lost for want of what is not built yet: had to be held by nodes that
-/// are gone, and was not yet exported when the last of them went.
-fn occasions(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
-    let Some(span) = model.spans_of(trace).iter().find(|span| span.promised.is_some()) else {
-        return;
-    };
-    let Some((_, last)) = span.promised else { return };
-    let Fate::Expected(expected) = fate(model, span) else { return };
-    let holders = candidates(model, trace.number, &last).all();
-    let gone = holders.iter().filter_map(|holder| model.lives.gone(*holder, last.sent));
-    let Some(gone) = gone.map(|gone| gone.0).max() else { return };
-    let exported = span.kept.map(|export| model.exports[export].at);
-    if exported.is_none_or(|exported| gone < exported) {
-        *verdict.occasions.entry(expected).or_default() += 1;
-    }
 }

@@ -154,7 +154,6 @@ fn sets(more: NodeSet, less: NodeSet) -> String {
 fn add(model: &Model<'_>, verdict: &mut Verdict, member: NodeNumber, text: String) {
     verdict.add(Finding {
         invariant: Invariant::PlacementMinimal,
-        expected: None,
         at: model.history.ended_at,
         trace: None,
         nodes: vec![member],

@@ -4,12 +4,13 @@
 //! invariant: a name here is in [`PATHS`], so that one that is never counted is noticed. Nothing
 //! here is a finding.
 
+use super::lives::{End, OneLife};
 use super::model::{Model, OneTrace};
 use crate::history::{Answer, Ending, Entry, Life, SinkSaid, What};
 use std::collections::BTreeMap;
 
 /// Every path that is looked for.
-pub(super) const PATHS: [&str; 19] = [
+pub(super) const PATHS: [&str; 20] = [
     "accepted_without_replica",
     "attempt_made_again",
     "drained_with_hand_over",
@@ -26,6 +27,7 @@ pub(super) const PATHS: [&str; 19] = [
     "rerouted_request",
     "restart_with_same_id",
     "retry_elsewhere_accepted",
+    "spool_read_again",
     "taken_over_after_crash",
     "told_to_come_back_later",
     "view_merged_after_partition",
@@ -43,6 +45,10 @@ pub(super) fn count(model: &Model<'_>) -> BTreeMap<String, u64> {
     add("view_merged_after_partition", merged.count() as u64);
     let again = |node| model.lives.of(node).len().saturating_sub(1) as u64;
     add("restart_with_same_id", model.lives.nodes().map(again).sum());
+    let spooled = |life: &OneLife| matches!(life.ended, Some((_, End::Spooled(_))));
+    let reads = |lives: &[OneLife]| spooled(&lives[0]) && !lives[0].disk_lost;
+    let read = |node| model.lives.of(node).windows(2).filter(|pair| reads(pair)).count() as u64;
+    add("spool_read_again", model.lives.nodes().map(read).sum());
     let raised = model.views.changes().iter().filter_map(|change| change.after);
     let has_epoch = |view: &usize| model.views.seen(*view).members.iter().any(|one| one.2 > 0);
     add("epoch_raised", raised.filter(has_epoch).count() as u64);

@@ -2,8 +2,9 @@
 //!
 //! Due is computed from what clients sent and heard, by nobody's clock but the world's. The
 //! invariant: nothing makes a trace due early except the end of the last node; and what delays one
-//! is excused whole, be it a fault, an end or a pause from [`BEFORE`] its first span on, or a move
-//! of its slot. Sinks delay nothing: what counts is when the first attempt reached one.
+//! is excused whole, be it a fault, an end without a word or a pause from [`BEFORE`] its first span
+//! on. Who joins and who leaves in order delays it by [`SETTLE_MAX`] at most. Sinks delay nothing:
+//! what counts is when the first attempt reached one.
 
 use super::exports::{self, SPANS_MAX};
 use super::licence::{DETECT_MAX, SETTLE_MAX};
@@ -44,10 +45,9 @@ pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
             continue;
         };
         let invariant = Invariant::DecidedInTime;
-        let is_told = verdict.tells(invariant, None);
+        let is_told = verdict.tells(invariant);
         verdict.add(Finding {
             invariant,
-            expected: None,
             at: export.at,
             trace: Some(trace.number),
             nodes: vec![export.node],
@@ -90,8 +90,7 @@ fn late(model: &Model<'_>, trace: &OneTrace, at: Millis) -> Option<Millis> {
     };
     let is_delayed = model.faults.lossy(from, until)
         || model.faults.within(from, until).any(|stretch| delays(stretch.fault))
-        || model.lives.ends(from, until).next().is_some()
-        || model.lives.nodes().any(|node| model.lives.paused_within(node, from, until))
-        || model.views.moved(model.views.slot(trace.number), first, until);
+        || model.lives.ends(from, until).any(|(_, _, end)| !end.is_orderly())
+        || model.lives.nodes().any(|node| model.lives.paused_within(node, from, until));
     (at.0 > allowed && !is_delayed).then_some(Millis(due))
 }

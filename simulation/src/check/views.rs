@@ -176,17 +176,6 @@ impl Views {
         in_view(one) != in_view(two)
     }
 
-    /// Whether anybody's view changed in a stretch of time so that a slot has other holders. A
-    /// node's first view is no change: it held nothing.
-    pub(super) fn moved(&self, slot: Slot, from: Millis, until: Millis) -> bool {
-        let mut changes = self.changes_within(from, until).iter();
-        changes.any(|change| {
-            change.before.is_some()
-                && change.after.is_some()
-                && self.differ(slot, change.before, change.after)
-        })
-    }
-
     /// Members that somebody dropped although they lived and did not leave.
     pub(super) fn dropped(&self, lives: &Lives) -> Vec<Dropped> {
         let mut dropped = Vec::new();

@@ -227,7 +227,10 @@ impl Cluster {
 
     fn restart(&mut self, node: NodeNumber, restart: Restart) {
         if !self.hosts[node].is_up() {
-            self.hosts[node].prepare_restart(self.now, restart.generation, restart.data);
+            let Restart { generation, data, .. } = restart;
+            if self.hosts[node].prepare_restart(self.now, generation, data) == Data::Lost {
+                self.note(What::Life { node, event: Life::DiskLost });
+            }
             self.start(node);
         }
     }

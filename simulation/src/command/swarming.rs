@@ -103,9 +103,7 @@ fn failure(result: &Result<Report, ChildError>) -> Option<String> {
         Err(error) => Some(error.to_string()),
         Ok(report) if report.verdict.is_green() => None,
         Ok(report) => {
-            let mut unexpected =
-                report.verdict.findings.iter().filter(|finding| finding.expected.is_none());
-            let first = unexpected.next().map(ToString::to_string);
+            let first = report.verdict.findings.first().map(ToString::to_string);
             Some(format!("seed {}: {}", report.seed, first.unwrap_or_default()))
         }
     }
