@@ -124,9 +124,9 @@ pub struct HoldTrace {
     /// The verdict that the sender knows.
     #[prost(enumeration = "Verdict", tag = "5")]
     pub verdict: i32,
-    /// How often an owner vanished while the trace was due.
-    #[prost(uint32, tag = "6")]
-    pub crashes: u32,
+    /// Hashes of the lives of owners that vanished while the trace was due.
+    #[prost(fixed64, repeated, tag = "6")]
+    pub vanished: Vec<u64>,
 }
 
 impl HoldTrace {

@@ -22,6 +22,7 @@ mod standing;
 mod table;
 mod telling;
 pub(crate) mod trace;
+mod vanished;
 
 pub use asking::{Replier, Reply};
 pub use attempt::{Answer, SinkSet};
@@ -45,6 +46,7 @@ use table::Table;
 use tokio::time::Instant;
 use trace::Trace;
 use tracemesh_membership::{HashKey, NodeId, ViewMember};
+use vanished::life;
 
 /// How long an owner waits, from due on, for calm.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -324,9 +326,8 @@ impl Shard {
         let vanished = owner.is_some_and(|o| !self.outlook.is_alive(&o.id, generation(o)));
         let takes_over = trace.due_ms <= now_ms && role == Role::Owner && !was_mine;
         trace.taken_over |= takes_over;
-        // Only who takes over counts, so that no crash is counted twice; the others hear of it.
-        if takes_over && vanished && trace.verdict == Verdict::None {
-            trace.crashes = trace.crashes.saturating_add(1);
+        if let Some(owner) = owner.filter(|_| takes_over && vanished) {
+            trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)));
         }
         trace.asked = 0;
         if self.outlook.is_last_to_leave() {

@@ -24,7 +24,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::coop::unconstrained;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::NodeId;
@@ -209,18 +208,16 @@ impl Turn {
     fn bury(&self, attempt: Arc<Attempt>, number: u32, why: &'static str, waiting: &mut Waiting) {
         let dead_letters = Arc::clone(&self.dead_letters);
         let trace_id = attempt.trace_id;
-        let written = spawn_blocking(move || dead_letters.write(&attempt, why));
-        waiting.push(Box::pin(async move {
-            let answer = match written.await {
-                Ok(Ok(())) => Answer::Refused,
-                Ok(Err(error)) => {
-                    tracing::error!(%error, %trace_id, "cannot write a dead letter");
-                    Answer::Again { after: None }
-                }
-                Err(_) => Answer::Again { after: None },
-            };
-            Event::Answered { trace_id, number, sink: 0, answer }
-        }));
+        // Here, and not in a thread of its own: there are few, and a shard has one at a time.
+        let answer = match dead_letters.write(&attempt, why) {
+            Ok(()) => Answer::Refused,
+            Err(error) => {
+                tracing::error!(%error, %trace_id, "cannot write a dead letter");
+                Answer::Again { after: None }
+            }
+        };
+        waiting
+            .push(Box::pin(async move { Event::Answered { trace_id, number, sink: 0, answer } }));
     }
 
     fn place(&self, placing: Placing) -> BoxFuture<'static, Event> {

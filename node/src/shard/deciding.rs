@@ -28,7 +28,7 @@ pub(super) enum Calm {
 }
 
 /// A trace that was due in so many crashes is not opened any more.
-const CRASHES_MAX: u8 = 3;
+const CRASHES_MAX: usize = 3;
 
 impl Shard {
     /// What one sink, or the dead-letter file, said to an attempt.
@@ -74,7 +74,9 @@ impl Shard {
         let (chunks, span_count) = trace.begin_sending(spans_max, bytes_max);
         let attempt = attempt_of(trace.id, chunks, span_count);
         let taken_over = std::mem::take(&mut trace.taken_over);
-        let (known, crashes) = (trace.verdict, trace.crashes);
+        let known = trace.verdict;
+        let outlook = &self.outlook;
+        let crashes = trace.vanished.count(|life| outlook.has_life(&self.hash_key, life));
         let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
         if taken_over {
             self.tally.taken_over += u64::from(span_count);
@@ -184,12 +186,12 @@ impl Shard {
     fn finish_attempt(&mut self, index: u32, now_ms: u64) {
         let trying = self.table.get_mut(index).and_then(|trace| trace.trying.take());
         let Some(trying) = trying else { return };
-        let count = self.change(index, now_ms, |trace| {
-            let count = trace.turn(SpanState::Sending, SpanState::Done);
+        self.change(index, now_ms, |trace| {
+            trace.turn(SpanState::Sending, SpanState::Done);
             trace.free_done();
-            count
         });
-        let count = u64::from(count.unwrap_or(0));
+        // All of them, also those that another node said to be done meanwhile: this sink has them.
+        let count = u64::from(trying.attempt.span_count);
         match trying.result() {
             Result::Exported => {
                 self.tally.exported += count;

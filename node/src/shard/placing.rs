@@ -207,7 +207,7 @@ pub(super) fn hold_of(trace: &Trace, now_ms: u64) -> HoldTrace {
         names: held.map(|(key, _)| key.name()).collect(),
         done: trace.keys_in(SpanState::Done).map(SpanKey::name).collect(),
         verdict: Verdict::into(trace.verdict),
-        crashes: u32::from(trace.crashes),
+        vanished: trace.vanished.lives().to_vec(),
     }
 }
 

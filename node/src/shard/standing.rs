@@ -3,11 +3,11 @@
 //! A value made by the node's shell, or by an explorer. Who is owner is asked here each time, and
 //! never stored with a trace. The invariant: everything in it was true at one moment.
 
-use super::Role;
+use super::{Role, vanished};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tracemesh_membership::{
-    Holders, Incarnation, MemberIndex, MemberState, NodeId, Placement, Slot, ViewMember,
+    HashKey, Holders, Incarnation, MemberIndex, MemberState, NodeId, Placement, Slot, ViewMember,
 };
 
 /// What another member says of itself.
@@ -173,6 +173,14 @@ impl Outlook {
 
     pub(super) fn index_of(&self, id: &NodeId) -> Option<MemberIndex> {
         index_of(self.placement(), id)
+    }
+
+    /// Whether a member of the view, or one that leaves, has this life.
+    pub(super) fn has_life(&self, hash_key: &HashKey, life: u64) -> bool {
+        let members = self.placement().view().members().iter();
+        let peers = self.standing.peers.iter().map(|(id, peer)| (id, peer.incarnation));
+        let mut lives = members.map(|member| (&member.id, member.incarnation)).chain(peers);
+        lives.any(|(id, incarnation)| vanished::life(hash_key, id, incarnation.generation) == life)
     }
 
     /// Whether this life of a node is still there, in the view or leaving.

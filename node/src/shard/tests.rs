@@ -115,7 +115,7 @@ fn named(trace: u8, names: &[u8], done: &[u8], verdict: Verdict) -> HoldTrace {
         names: keys(names),
         done: keys(done),
         verdict: verdict.into(),
-        crashes: 0,
+        vanished: Vec::new(),
     }
 }
 

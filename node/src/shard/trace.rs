@@ -6,6 +6,7 @@
 //! spans are done, and counted whole until then. Nothing here knows of owners, time or the network.
 
 use super::attempt::Trying;
+use super::vanished::Vanished;
 use crate::frame::Verdict;
 use crate::spans::{Chunk, Scope, TraceId};
 use hashbrown::HashTable;
@@ -96,8 +97,8 @@ pub(crate) struct Trace {
     pub(crate) rooted: bool,
     /// Another holder may lack something (PROTOCOL.md, P1 and H3).
     pub(crate) unplaced: bool,
-    /// How often its owner vanished while it was due.
-    pub(crate) crashes: u8,
+    /// Owners that vanished while it was due.
+    pub(crate) vanished: Vanished,
     /// It became mine to decide by a view change, after it was due.
     pub(crate) taken_over: bool,
     /// How often the owner was asked since something last changed.
@@ -130,7 +131,7 @@ impl Trace {
             verdict: Verdict::None,
             rooted: false,
             unplaced: false,
-            crashes: 0,
+            vanished: Vanished::default(),
             taken_over: false,
             asked: 0,
             version: 0,

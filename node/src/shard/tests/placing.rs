@@ -221,7 +221,7 @@ fn trace_that_was_due_in_three_crashes_goes_to_the_dead_letters_unopened() {
     let mut rig = Rig::deciding("d", &["a", "d"], Box::new(Panics));
     let trace = trace_of(&rig.placement, "a", Some("d"));
     let mut crashed = named(trace, &[1], &[], Verdict::None);
-    crashed.crashes = 2;
+    crashed.vanished = vec![7, 8];
     rig.hold(vec![root(trace, 1)]);
     let by = part(Origin::Placing, rig.shard.view_hash());
     rig.shard.on_names(rig.now, id(trace), &crashed, by);
@@ -240,7 +240,7 @@ fn owner_that_leaves_in_order_crashes_no_trace() {
     rig.pass(seconds(7));
     let crashes = |rig: &Rig| {
         let index = rig.shard.table.find(id(trace)).unwrap();
-        rig.shard.table.get(index).unwrap().crashes
+        rig.shard.table.get(index).unwrap().vanished.lives().len()
     };
     let alone = placement(&["b"]);
     let mut leaving = settled("b", &alone, MemberState::Active);
