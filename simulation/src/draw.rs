@@ -67,6 +67,8 @@ impl Drawing {
         self.sinks_and_disks(&mut faults);
         if memory == Amount::Much {
             self.use_up_memory(&mut faults);
+        } else if one_at_a_time && self.dice.chance(0.3) {
+            self.hold_long(&mut faults, &cluster);
         }
         faults.sort_by_key(|timed| timed.at_ms);
         Plan {
@@ -279,6 +281,23 @@ impl Drawing {
         let for_ms = Millis(self.dice.within(15_000..30_000));
         let fault = Fault::Sink { node: None, for_ms, mood: Mood::Dead };
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
+    }
+
+    /// Only what is held for longer than copying takes is lost where nothing is copied, and only what
+    /// no sink takes while everybody stops is spooled.
+    fn hold_long(&mut self, faults: &mut Vec<Timed>, cluster: &ClusterOptions) {
+        let stop = self.dice.chance(0.5);
+        let longer = Millis(self.dice.within(5_000..15_000) + cluster.drain_timeout_ms.0);
+        let for_ms = if stop { longer } else { Millis(FAILURES_APART_MS + 30_000) };
+        let fault = Fault::Sink { node: None, for_ms, mood: Mood::Dead };
+        faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
+        let at_ms = Millis(QUIET_MS + 3_000).min(self.safety);
+        for node in (0..self.nodes).filter(|_| stop) {
+            let data = if self.dice.chance(0.1) { Data::Lost } else { Data::Kept };
+            let after_ms = Millis(self.dice.within(500..5_000));
+            let restart = Some(Restart { after_ms, generation: Generation::New, data });
+            faults.push(Timed { at_ms, fault: Fault::Drain { node, restart } });
+        }
     }
 
     fn amount(&mut self) -> Amount {

@@ -15,6 +15,7 @@ use super::licence::{COPY_MAX, Licence, SETTLE_MAX, STEP_MAX};
 use super::lives::{End, OneLife};
 use super::model::Model;
 use super::views::{Change, NodeSet};
+use crate::history::Answer;
 use crate::plan::{Fault, Millis, NodeNumber};
 
 /// An end of a life with which what the node held is gone.
@@ -136,7 +137,9 @@ pub(super) fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> 
 /// What keeps nodes from hearing each other or from taking what they are given, and changes of
 /// views, each of which voids what was confirmed.
 fn hindrances(model: &Model<'_>) -> Vec<Hindrance> {
-    let faults = model.faults.hindering();
+    let told = model.requests.values().flat_map(|request| &request.told);
+    let refused = told.filter(|told| told.2 == Answer::Later).map(|told| told.0).collect();
+    let faults = model.faults.hindering(&refused);
     let pauses = model.lives.nodes().flat_map(|node| model.lives.of(node));
     let pauses = pauses.flat_map(|life| life.pauses.iter().copied());
     let lasting = faults.chain(pauses);

@@ -312,6 +312,7 @@ fn what_keeps_nodes_apart_gives_copying_more_time() {
         (1_400, pair_cut((2, 4)), Some(Licence::BothHoldersGone)),
         (17_000, pair_cut((2, 4)), None),
         (1_400, Fault::DiskFull { node: 2, for_ms: Millis(9_000) }, None),
+        (1_400, Fault::Sink { node: None, for_ms: Millis(9_000), mood: Mood::Dead }, None),
     ] {
         let mut told = Told::calm();
         let trace = told.trace(0, 1, 2);
