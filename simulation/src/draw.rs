@@ -292,6 +292,8 @@ impl Drawing {
         let fault = Fault::Sink { node: None, for_ms, mood: Mood::Dead };
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
         let at_ms = Millis(QUIET_MS + 3_000).min(self.safety);
+        // Whoever begins meanwhile is handed everything.
+        faults.retain(|timed| !stop || timed.at_ms.0 <= QUIET_MS || timed.at_ms > for_ms);
         for node in (0..self.nodes).filter(|_| stop) {
             let data = if self.dice.chance(0.1) { Data::Lost } else { Data::Kept };
             let after_ms = Millis(self.dice.within(500..5_000));

@@ -75,6 +75,12 @@ impl Copies {
         &self.taken[self.taken.partition_point(|taken| taken.at < since)..]
     }
 
+    /// Whether what a node had at an end is in a spool that it read again.
+    pub(super) fn is_in_spool(&self, node: NodeNumber, at: Millis, end: End) -> bool {
+        let is_it = |taken: &Taken| (taken.node, taken.at) == (node, at);
+        matches!(end, End::Spooled(_)) && !self.taken.iter().any(is_it)
+    }
+
     /// When what lost a copy at a moment, or came to where it does not belong, is placed again.
     pub(super) fn placed_by(&self, from: Millis) -> Millis {
         let mut by = Millis(from.0 + COPY_MAX);

@@ -98,9 +98,12 @@ fn fate(model: &Model<'_>, copies: &Copies, span: &OneSpan) -> Fate {
 
 fn fate_of(model: &Model<'_>, copies: &Copies, trace: u32, promise: &Promise) -> Fate {
     let candidates = candidates(model, trace, promise);
-    let is_gone = |node: &&NodeNumber| model.lives.gone(**node, promise.sent).is_some();
+    let gone = |node: &NodeNumber| model.lives.gone(*node, promise.sent);
+    let is_gone = |node: &&NodeNumber| gone(node).is_some();
+    let has_none =
+        |node: &NodeNumber| gone(node).is_some_and(|(at, end)| !copies.is_in_spool(*node, at, end));
     let taken = copies.taken_since(promise.sent);
-    let licence = of_one(model, trace, &candidates, taken, |node| is_gone(&node))
+    let licence = of_one(model, trace, &candidates, taken, has_none)
         .or_else(|| of_two(model, copies, (trace, promise), &candidates, taken));
     match licence {
         Some(licence) => Fate::Licensed(licence),
@@ -115,15 +118,16 @@ fn of_one(
     trace: u32,
     candidates: &Candidates,
     taken: &[Taken],
-    is_gone: impl Fn(&NodeNumber) -> bool,
+    has_none: impl Fn(&NodeNumber) -> bool,
 ) -> Option<Licence> {
     let is_unreplicated = model.history.plan.cluster.replicas == 0;
     let had_the_only = |taken: &&Taken| {
         let holds = |set: &NodeSet| nodes(model, trace, *set) == [taken.node];
         let others = || candidates.holders.iter().filter(|holder| **holder != taken.node);
         let was_the_only = taken.alone || is_unreplicated && taken.views.iter().any(holds);
-        // Whoever else was to hold it and lives has it, or gave it to others than this one.
-        was_the_only && others().all(&is_gone)
+        // Whoever else was to hold it and lives has it, or gave it to others than this one; the
+        // same if it read its spool again.
+        was_the_only && others().all(&has_none)
     };
     let taken = taken.iter().find(had_the_only)?;
     let one = if is_unreplicated { Licence::Unreplicated } else { Licence::SingleMember };
