@@ -556,6 +556,16 @@ fn loss_of_the_only_member_or_without_replicas_is_licensed() {
     told.crash(1_500, 0, &[1, 2, 3, 4]);
     assert_licensed(&told.judge(), Licence::SingleMember);
 
+    // A view that it left before is no excuse.
+    let mut told = Told::calm();
+    told.view(700, 0, &[0]);
+    told.view(900, 0, &[0, 1, 2, 3, 4]);
+    let held = told.trace(0, 0, 1);
+    told.accept(1_000, 2, all_spans(held));
+    told.crash(1_500, 0, &[1, 2, 3, 4]);
+    told.crash(30_000, 1, &[2, 3, 4]);
+    assert_only(&told.judge(), Invariant::NoAcknowledgedSpanLost, 1);
+
     // When it has seen the others for long enough they have it too.
     let mut told = Told::calm();
     told.view(900, 0, &[0]);
