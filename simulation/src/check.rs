@@ -59,10 +59,10 @@
 //! # What these checks do not see
 //!
 //! Spans that are sampled out have no entry in a history yet, so that a trace has one verdict is
-//! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled before
-//! the end, is inferred from the faults at work, not seen. Dead letters of what was never decided
-//! about have no entry either, and count as lost. A loss is told apart from spans that are held at
-//! the end by counts only, unless all holders are gone.
+//! checked by late marks alone. Whether a batch was re-routed, and when everybody had settled
+//! before the end, is inferred from the faults at work, not seen. Dead letters of what was never
+//! decided about have no entry either, and count as lost. A loss is told apart from spans that are
+//! held at the end by counts only, unless all holders are gone.
 
 mod converge;
 mod copies;

@@ -22,6 +22,9 @@ const QUIET_MS: u64 = 5_000;
 /// Virtual time after which one failure has surely been dealt with before the next one.
 const FAILURES_APART_MS: u64 = 40_000;
 
+/// What was held by a node that crashed has surely been copied after so long.
+const COPIED_MS: u64 = 25_000;
+
 /// The plan of a seed, with so much time in which anything may fail.
 pub fn plan(seed: u64, safety: Millis) -> Plan {
     let mut drawing = Drawing { dice: Dice::new(seed, "plan"), safety, nodes: 0, spare: 0 };
@@ -67,6 +70,8 @@ impl Drawing {
         self.sinks_and_disks(&mut faults);
         if memory == Amount::Much {
             self.use_up_memory(&mut faults);
+        } else if one_at_a_time && self.dice.chance(0.3) {
+            self.hold_long(&mut faults, &cluster);
         }
         faults.sort_by_key(|timed| timed.at_ms);
         Plan {
@@ -279,6 +284,28 @@ impl Drawing {
         let for_ms = Millis(self.dice.within(15_000..30_000));
         let fault = Fault::Sink { node: None, for_ms, mood: Mood::Dead };
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
+    }
+
+    /// Only what is held for longer than copying takes is lost where nothing is copied, and only what
+    /// no sink takes while everybody stops is spooled.
+    fn hold_long(&mut self, faults: &mut Vec<Timed>, cluster: &ClusterOptions) {
+        let stops = self.dice.chance(0.5);
+        let longer = self.dice.within(5_000..15_000);
+        let for_ms = longer + if stops { cluster.drain_timeout_ms.0 } else { 2 * COPIED_MS };
+        // Whoever begins meanwhile is handed everything, and what else fails is an excuse.
+        faults.retain(|timed| timed.at_ms.0 <= QUIET_MS || timed.at_ms.0 > for_ms);
+        let fault = Fault::Sink { node: None, for_ms: Millis(for_ms), mood: Mood::Dead };
+        faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
+        let mut at_ms = Millis(QUIET_MS + 3_000);
+        for node in self.some_nodes(if stops { self.nodes } else { 2 }) {
+            let data = if self.dice.chance(0.1) { Data::Lost } else { Data::Kept };
+            let after_ms = Millis(self.dice.within(500..5_000));
+            let restart = Some(Restart { after_ms, generation: Generation::New, data });
+            let crash = Fault::Crash { node, restart };
+            let fault = if stops { Fault::Drain { node, restart } } else { crash };
+            faults.push(Timed { at_ms: at_ms.min(self.safety), fault });
+            at_ms.0 += if stops { 0 } else { COPIED_MS };
+        }
     }
 
     fn amount(&mut self) -> Amount {

@@ -15,7 +15,9 @@ use super::licence::{COPY_MAX, Licence, SETTLE_MAX, STEP_MAX};
 use super::lives::{End, OneLife};
 use super::model::Model;
 use super::views::{Change, NodeSet};
+use crate::history::Answer;
 use crate::plan::{Fault, Millis, NodeNumber};
+use std::collections::BTreeMap;
 
 /// An end of a life with which what the node held is gone.
 #[derive(Clone, Debug)]
@@ -26,10 +28,12 @@ pub(super) struct Taken {
     pub(super) at: Millis,
     /// What excuses it, if another end excuses the loss of the other copy.
     pub(super) licence: Licence,
-    /// By its own view it was the only holder of every slot.
-    pub(super) alone: bool,
-    /// Views by which spans may have been held then, as sets of members.
-    pub(super) views: Vec<NodeSet>,
+    /// Until when it was the only member by its own view, if what it had then may not have been
+    /// placed by the next.
+    pub(super) alone: Option<Millis>,
+    /// Views by which spans may have been held then, as sets of members, and until when somebody
+    /// had them.
+    pub(super) views: BTreeMap<NodeSet, Millis>,
 }
 
 /// Something that placing has to wait for.
@@ -72,6 +76,12 @@ impl Copies {
     /// The ends since a moment that took with them what was held, in order.
     pub(super) fn taken_since(&self, since: Millis) -> &[Taken] {
         &self.taken[self.taken.partition_point(|taken| taken.at < since)..]
+    }
+
+    /// Whether what a node had at an end is in a spool that it read again.
+    pub(super) fn is_in_spool(&self, node: NodeNumber, at: Millis, end: End) -> bool {
+        let is_it = |taken: &Taken| (taken.node, taken.at) == (node, at);
+        matches!(end, End::Spooled(_)) && !self.taken.iter().any(is_it)
     }
 
     /// When what lost a copy at a moment, or came to where it does not belong, is placed again.
@@ -136,7 +146,9 @@ pub(super) fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> 
 /// What keeps nodes from hearing each other or from taking what they are given, and changes of
 /// views, each of which voids what was confirmed.
 fn hindrances(model: &Model<'_>) -> Vec<Hindrance> {
-    let faults = model.faults.hindering();
+    let told = model.requests.values().flat_map(|request| &request.told);
+    let refused = told.filter(|told| told.2 == Answer::Later).map(|told| told.0).collect();
+    let faults = model.faults.hindering(&refused);
     let pauses = model.lives.nodes().flat_map(|node| model.lives.of(node));
     let pauses = pauses.flat_map(|life| life.pauses.iter().copied());
     let lasting = faults.chain(pauses);
@@ -148,28 +160,31 @@ fn hindrances(model: &Model<'_>) -> Vec<Hindrance> {
     lasting.chain(changes).collect()
 }
 
-/// Whether a node was the only member by its own view, and all views by which something may have
-/// been held when it ended: those that somebody had, and those left when placing by the next one
-/// may not have ended.
+/// Until when a node was the only member by its own view, and all views by which something may have
+/// been held when it ended, each until when somebody had it: those that somebody had still, and
+/// those left when placing by the next one may not have ended.
 fn views_at(
     model: &Model<'_>,
     left: &[(&Change, Millis)],
     ended: NodeNumber,
     at: Millis,
-) -> (bool, Vec<NodeSet>) {
+) -> (Option<Millis>, BTreeMap<NodeSet, Millis>) {
     let is_up = |node: &NodeNumber| {
         let mut lives = model.lives.of(*node).iter();
         lives.any(|life| life.started <= at && life.ended.is_none_or(|(ended, _)| at <= ended))
     };
     let present = model.lives.nodes().filter(is_up);
-    let present = present.filter_map(|node| Some((node, model.views.at(node, at)?)));
+    let present = present.filter_map(|node| Some((node, model.views.at(node, at)?, at)));
     let former = left.iter().filter(|(change, placed_by)| change.at <= at && at <= *placed_by);
-    let former = former.filter_map(|(change, _)| Some((change.node, change.before?)));
-    let views = present.chain(former).map(|(node, view)| (node, model.views.set(view)));
-    let views: Vec<(NodeNumber, NodeSet)> = views.collect();
-    let alone = views.contains(&(ended, 1 << ended));
-    let mut sets: Vec<NodeSet> = views.into_iter().map(|(_, set)| set).collect();
-    sets.sort_unstable();
-    sets.dedup();
-    (alone, sets)
+    let former = former.filter_map(|(change, _)| Some((change.node, change.before?, change.at)));
+    let (mut alone, mut views) = (None, BTreeMap::new());
+    for (node, view, until) in present.chain(former) {
+        let set = model.views.set(view);
+        let known = views.entry(set).or_insert(until);
+        *known = until.max(*known);
+        if node == ended && set == 1 << ended {
+            alone = alone.max(Some(until));
+        }
+    }
+    (alone, views)
 }

@@ -8,6 +8,7 @@ use super::clock;
 use super::lives::Lives;
 use crate::history::{Entry, History, What};
 use crate::plan::{Fault, LinkOptions, Millis, Mood, NodeNumber};
+use std::collections::BTreeSet;
 
 /// An entry node that found a target silent probes it every 250 ms and avoids it in between; one
 /// that found a connection broken dials anew. So what a fault did lasts this much longer.
@@ -95,15 +96,20 @@ impl<'a> Faults<'a> {
     }
 
     /// When faults were at work that may keep nodes from telling each other what they have, or from
-    /// taking what they are given.
-    pub(super) fn hindering(&self) -> impl Iterator<Item = (Millis, Millis)> {
-        let hinders = |fault: &Fault| match fault {
+    /// taking what they are given: who refuses that refused clients before, at these moments.
+    pub(super) fn hindering(
+        &self,
+        refused: &BTreeSet<Millis>,
+    ) -> impl Iterator<Item = (Millis, Millis)> {
+        let hinders = move |stretch: &&Stretch<'_>| match stretch.fault {
             Fault::Partition { .. } | Fault::PairCut { .. } | Fault::Slow { .. } => true,
             Fault::Links { link, .. } => is_bad(link),
-            Fault::Sink { mood, .. } => fills(mood),
+            Fault::Sink { mood, .. } => {
+                fills(mood) && refused.range(stretch.from..=stretch.until).next().is_some()
+            }
             _ => false,
         };
-        let hindering = self.stretches.iter().filter(move |stretch| hinders(stretch.fault));
+        let hindering = self.stretches.iter().filter(hinders);
         hindering.map(|stretch| (stretch.from, stretch.until))
     }
 

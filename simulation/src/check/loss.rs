@@ -98,9 +98,12 @@ fn fate(model: &Model<'_>, copies: &Copies, span: &OneSpan) -> Fate {
 
 fn fate_of(model: &Model<'_>, copies: &Copies, trace: u32, promise: &Promise) -> Fate {
     let candidates = candidates(model, trace, promise);
-    let is_gone = |node: &&NodeNumber| model.lives.gone(**node, promise.sent).is_some();
+    let gone = |node: &NodeNumber| model.lives.gone(*node, promise.sent);
+    let is_gone = |node: &&NodeNumber| gone(node).is_some();
+    let has_none =
+        |node: &NodeNumber| gone(node).is_some_and(|(at, end)| !copies.is_in_spool(*node, at, end));
     let taken = copies.taken_since(promise.sent);
-    let licence = of_one(model, trace, &candidates, taken, |node| is_gone(&node))
+    let licence = of_one(model, (trace, promise), &candidates, taken, has_none)
         .or_else(|| of_two(model, copies, (trace, promise), &candidates, taken));
     match licence {
         Some(licence) => Fate::Licensed(licence),
@@ -112,22 +115,30 @@ fn fate_of(model: &Model<'_>, copies: &Copies, trace: u32, promise: &Promise) ->
 /// had, because it was acknowledged so or because the others are gone.
 fn of_one(
     model: &Model<'_>,
-    trace: u32,
+    (trace, promise): (u32, &Promise),
     candidates: &Candidates,
     taken: &[Taken],
-    is_gone: impl Fn(&NodeNumber) -> bool,
+    has_none: impl Fn(&NodeNumber) -> bool,
 ) -> Option<Licence> {
     let is_unreplicated = model.history.plan.cluster.replicas == 0;
     let had_the_only = |taken: &&Taken| {
-        let holds = |set: &NodeSet| nodes(model, trace, *set) == [taken.node];
+        let holds = |set: NodeSet| nodes(model, trace, set) == [taken.node];
         let others = || candidates.holders.iter().filter(|holder| **holder != taken.node);
-        let was_the_only = taken.alone || is_unreplicated && taken.views.iter().any(holds);
-        // Whoever else was to hold it and lives has it, or gave it to others than this one.
-        was_the_only && others().all(&is_gone)
+        let was_the_only = taken.alone.is_some_and(|until| until >= promise.sent)
+            || is_unreplicated && views_since(taken, promise).any(holds);
+        // Whoever else was to hold it and lives has it, or gave it to others than this one; the
+        // same if it read its spool again.
+        was_the_only && others().all(&has_none)
     };
     let taken = taken.iter().find(had_the_only)?;
     let one = if is_unreplicated { Licence::Unreplicated } else { Licence::SingleMember };
     Some(if taken.licence == Licence::BothHoldersGone { one } else { taken.licence })
+}
+
+/// Views that somebody had since a promise, by which spans may have been held at an end.
+fn views_since(taken: &Taken, promise: &Promise) -> impl Iterator<Item = NodeSet> {
+    let (views, sent) = (taken.views.iter(), promise.sent);
+    views.filter(move |(_, until)| **until >= sent).map(|(set, _)| *set)
 }
 
 /// Two ends excuse the loss of what both nodes were to hold, by a view or by the promise itself, if
@@ -152,7 +163,7 @@ fn of_two(
             let is_other = one.node != two.node && two.began <= one.at;
             is_other
                 && (one.at <= home_by && are_in(&all)
-                    || one.views.iter().any(|set| are_in(&nodes(model, trace, *set))))
+                    || views_since(one, promise).any(|set| are_in(&nodes(model, trace, set))))
         };
         let two = later.find(held_both)?;
         let licences = [one.licence, two.licence];

@@ -312,6 +312,7 @@ fn what_keeps_nodes_apart_gives_copying_more_time() {
         (1_400, pair_cut((2, 4)), Some(Licence::BothHoldersGone)),
         (17_000, pair_cut((2, 4)), None),
         (1_400, Fault::DiskFull { node: 2, for_ms: Millis(9_000) }, None),
+        (1_400, Fault::Sink { node: None, for_ms: Millis(9_000), mood: Mood::Dead }, None),
     ] {
         let mut told = Told::calm();
         let trace = told.trace(0, 1, 2);
@@ -499,6 +500,29 @@ fn last_node_to_leave_may_spool_what_it_has() {
 }
 
 #[test]
+fn spool_that_is_lost_is_no_excuse_while_another_could_be_read() {
+    for (again, licence) in [(false, Some(Licence::Spooled)), (true, None)] {
+        let mut told = Told::calm();
+        let trace = told.trace(0, 1, 2);
+        told.accept(1_000, 0, all_spans(trace));
+        for node in 0..NODES {
+            told.life(1_200, node, Life::Draining);
+            told.view(1_300, node, &[node]);
+            told.life(21_000, node, Life::Ended(Ending::Spooled(4)));
+            if node != 2 {
+                told.life(24_000, node, Life::DiskLost);
+            }
+        }
+        if again {
+            told.life(24_000, 2, Life::Started);
+            told.life(24_500, 2, Life::Ready);
+            told.view_of(24_500, 2, &[(2, 2, 0)]);
+        }
+        assert_lost(told, licence);
+    }
+}
+
+#[test]
 fn span_lost_with_its_stand_in_is_licensed_until_it_was_brought_home() {
     let both = Some(Licence::BothHoldersGone);
     for (one, two, licence) in [(3_000, 9_000, both), (3_000, 30_000, None), (30_000, 31_000, None)]
@@ -531,6 +555,16 @@ fn loss_of_the_only_member_or_without_replicas_is_licensed() {
     told.accept(1_000, 0, all_spans(trace));
     told.crash(1_500, 0, &[1, 2, 3, 4]);
     assert_licensed(&told.judge(), Licence::SingleMember);
+
+    // A view that it left before is no excuse.
+    let mut told = Told::calm();
+    told.view(700, 0, &[0]);
+    told.view(900, 0, &[0, 1, 2, 3, 4]);
+    let held = told.trace(0, 0, 1);
+    told.accept(1_000, 2, all_spans(held));
+    told.crash(1_500, 0, &[1, 2, 3, 4]);
+    told.crash(30_000, 1, &[2, 3, 4]);
+    assert_only(&told.judge(), Invariant::NoAcknowledgedSpanLost, 1);
 
     // When it has seen the others for long enough they have it too.
     let mut told = Told::calm();
