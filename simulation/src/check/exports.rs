@@ -143,6 +143,17 @@ fn twice(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
     }
 }
 
+/// Whether a node was a holder of a slot all the time between two exports, by its own views: who is
+/// none hands over what it remembers, and forgets.
+fn stayed_holder(model: &Model<'_>, one: &OneExport, two: &OneExport) -> bool {
+    let (views, slot) = (&model.views, model.views.slot(one.trace));
+    views.of_within(one.node, one.at, two.at).all(|view| {
+        views
+            .holders(slot, views.set(view))
+            .is_some_and(|(owner, replica)| owner == one.node || replica == Some(one.node))
+    })
+}
+
 /// Late spans follow a verdict, and say so: the first export is not late, and what a node exports
 /// after it was told that a sink has a part is.
 fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
@@ -160,6 +171,7 @@ fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
                     && one.said == SinkSaid::Acknowledged
                     && one.heard_at < export.at
                     && same_life(model, one, export)
+                    && stayed_holder(model, one, export)
             };
             (!forgets && earlier.any(knows))
                 .then_some("is not marked as late, though its node had exported a part")

@@ -105,9 +105,10 @@ impl Licence {
             | Self::NotSpooled
             | Self::UnsettledViewChange
             | Self::LastActiveLeft
+            | Self::SettleMaxRanOut
             | Self::Rerouted => 0.3,
             Self::ExporterCrashed => 0.2,
-            Self::SettleMaxRanOut | Self::RememberedEvicted => 0.1,
+            Self::RememberedEvicted => 0.1,
         }
     }
 }
@@ -164,7 +165,8 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
     if live_node_dropped(model, slot, from, until) {
         return Some(Licence::LiveNodeDropped);
     }
-    if settle_max_ran_out(model, slot, one) || settle_max_ran_out(model, slot, two) {
+    let ran_out = |export| settle_max_ran_out(model, slot, export) || decides_uncalm(model, export);
+    if ran_out(one) || ran_out(two) {
         return Some(Licence::SettleMaxRanOut);
     }
     if unsettled(model, slot, from, until) {
@@ -251,6 +253,12 @@ fn settle_max_ran_out(model: &Model<'_>, slot: Slot, export: &OneExport) -> bool
     let moments = changes.map(|change| change.at).chain([Millis(since), export.at]);
     owner == export.node
         && moments.into_iter().all(|at| views.at(owner, at) != views.at(replica, at))
+}
+
+/// Whether the exporter says that it decided traces although not all had settled: on paths that are
+/// full for long, hand-over takes longer than an owner waits.
+fn decides_uncalm(model: &Model<'_>, export: &OneExport) -> bool {
+    model.counted_by(export.node, "spans_exported_again_possible_total{cause=\"uncalm\"}") > 0
 }
 
 /// Whether a node crashed or stood still while a change of the slot's holders, which was not about
