@@ -269,8 +269,8 @@ impl Shards {
         if has_bytes && origin == Origin::Placing {
             let direction = DirectionLabels { direction: Direction::Received };
             let (spans, bytes) = (scan.spans.len() as u64, hold.request.len() as u64);
-            self.metrics.hand_over_spans.get_or_create_owned(&direction).inc_by(spans);
-            self.metrics.hand_over_bytes.get_or_create_owned(&direction).inc_by(bytes);
+            self.metrics.placing.hand_over_spans.get_or_create_owned(&direction).inc_by(spans);
+            self.metrics.placing.hand_over_bytes.get_or_create_owned(&direction).inc_by(bytes);
         }
         let part = part::hold_part(&hold);
         let named = part::named(hold.traces)?;

@@ -219,14 +219,8 @@ pub struct TraceMetrics {
     pub exported_again_possible: Family<AgainLabels, Counter>,
     /// `spans_held{role}`
     pub held: Family<RoleLabels, Count>,
-    /// `traces_unplaced{peer}`: traces that a peer has yet to confirm.
-    pub unplaced: Family<PeerLabels, Count>,
-    /// `settled`: 1 while nothing is left to hand over for the present view.
-    pub settled: Count,
-    /// `hand_over_spans_total{direction}`
-    pub hand_over_spans: Family<DirectionLabels, Counter>,
-    /// `hand_over_bytes_total{direction}`: bytes of those spans.
-    pub hand_over_bytes: Family<DirectionLabels, Counter>,
+    /// What placing does.
+    pub placing: PlacingMetrics,
     /// `unreplicated_spans`: held, with no second holder in the present view.
     pub unreplicated: Count,
     /// `oldest_held_seconds{role}`: since the first span came that is still held; 0 for none.
@@ -241,6 +235,48 @@ pub struct TraceMetrics {
     pub forgotten_early: Counter,
     /// `decide_delay_seconds`: from due to decided.
     pub decide_delay_seconds: Histogram,
+}
+
+/// Of hand-over between holders.
+#[derive(Clone, Debug)]
+pub struct PlacingMetrics {
+    /// `traces_unplaced{peer}`: traces that a peer has yet to confirm.
+    pub unplaced: Family<PeerLabels, Count>,
+    /// `settled`: 1 while nothing is left to hand over for the present view.
+    pub settled: Count,
+    /// `hand_over_spans_total{direction}`
+    pub hand_over_spans: Family<DirectionLabels, Counter>,
+    /// `hand_over_bytes_total{direction}`: bytes of those spans.
+    pub hand_over_bytes: Family<DirectionLabels, Counter>,
+}
+
+impl PlacingMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        Self {
+            unplaced: new(
+                registry,
+                "traces_unplaced",
+                "Traces of which a peer may lack something, remembered ones too",
+            ),
+            settled: new(
+                registry,
+                "settled",
+                "1 while nothing is left to hand over for the present view",
+            ),
+            hand_over_spans: each(
+                registry,
+                "hand_over_spans",
+                "Spans handed over to holders as bytes",
+                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
+            ),
+            hand_over_bytes: each(
+                registry,
+                "hand_over_bytes",
+                "Bytes of the spans handed over to holders",
+                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
+            ),
+        }
+    }
 }
 
 impl TraceMetrics {
@@ -275,28 +311,7 @@ impl TraceMetrics {
                 AgainCause::ALL.iter().map(|&cause| AgainLabels { cause }),
             ),
             held: each(registry, "spans_held", "Spans held now", roles(Role::ALL)),
-            unplaced: new(
-                registry,
-                "traces_unplaced",
-                "Traces of which a peer may lack something, remembered ones too",
-            ),
-            settled: new(
-                registry,
-                "settled",
-                "1 while nothing is left to hand over for the present view",
-            ),
-            hand_over_spans: each(
-                registry,
-                "hand_over_spans",
-                "Spans handed over to holders as bytes",
-                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
-            ),
-            hand_over_bytes: each(
-                registry,
-                "hand_over_bytes",
-                "Bytes of the spans handed over to holders",
-                Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
-            ),
+            placing: PlacingMetrics::register(registry),
             unreplicated: new(
                 registry,
                 "unreplicated_spans",

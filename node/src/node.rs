@@ -136,6 +136,17 @@ pub struct Addresses {
     pub console: Vec<SocketAddr>,
 }
 
+impl Addresses {
+    fn of(taken: &Taken, mesh: SocketAddr) -> Self {
+        Self {
+            grpc: taken.ingest.grpc_addresses(),
+            http: taken.ingest.http_addresses(),
+            mesh,
+            console: taken.consoles.iter().map(Listener::address).collect(),
+        }
+    }
+}
+
 /// What the stages of a running node share.
 #[derive(Clone)]
 pub(crate) struct Parts {
@@ -196,22 +207,16 @@ impl Node {
     pub async fn start(config: &Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { bind_mesh, wall_clock, seed, start_sinks, .. } = environment;
         let Environment { open_starts, open_spool, shard_count, .. } = environment;
-        let started = wall_clock();
         let tasks = Tasks::default();
         let taken = take(config, bind_mesh).await?;
         let meters = meters(config);
-        let (transport, incoming) = start_transport(config, taken.socket, &wall_clock, seed)?;
-        let addresses = Addresses {
-            grpc: taken.ingest.grpc_addresses(),
-            http: taken.ingest.http_addresses(),
-            mesh: transport.local_address(),
-            console: taken.consoles.iter().map(Listener::address).collect(),
-        };
+        let (transport, incoming) =
+            start_transport(config, Arc::clone(&taken.socket), &wall_clock, seed)?;
+        let addresses = Addresses::of(&taken, transport.local_address());
         let advertised = advertised(config, addresses.mesh).await?;
         let dead_letters = taken.directory.dead_letters();
-        let sink_configs: Vec<_> = config.sinks.iter().map(sink_config).collect();
-        let (sinks, workers) =
-            start_sinks(&sink_configs, &dead_letters, &wall_clock, &meters.sinks)?;
+        let configs: Vec<_> = config.sinks.iter().map(sink_config).collect();
+        let (sinks, workers) = start_sinks(&configs, &dead_letters, &wall_clock, &meters.sinks)?;
         let (carrier, gossip) = mesh::gossip_channels();
         let handlers = mesh::carry(&transport, incoming, gossip, &tasks);
         let told = Told { addresses: &addresses, advertised, wall_clock: &wall_clock };
@@ -226,8 +231,7 @@ impl Node {
         let settings = shard_settings(config, shard_count, sinks, undecided);
         let (counted, trace) = (Arc::clone(&memory), &meters.stages.trace);
         let shards = Shards::start(settings, counted, peers.clone(), trace, &tasks);
-        let answering = mesh::Handlers::new(shards.clone(), peers.clone());
-        handlers.send_replace(Some(answering.clone()));
+        let answering = answer(&handlers, &shards, &peers);
         let parts = Parts {
             cluster: config.cluster.name.clone(),
             zone: config.node.zone.clone(),
@@ -235,6 +239,7 @@ impl Node {
             replicas: config.cluster.replicas,
             advertised,
             console: addresses.console.first().copied(),
+            started: wall_clock(),
             wall_clock,
             membership,
             transport,
@@ -244,7 +249,6 @@ impl Node {
             in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
             metrics: meters.stages,
             registry: meters.registry,
-            started,
             draining: CancellationToken::new(),
             ended: watch::Sender::new(None),
         };
@@ -254,10 +258,10 @@ impl Node {
         let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         consoles::start(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
-        let settling = router.settling();
         Ok(Self {
             addresses,
             parts,
+            settling: router.settling(),
             router,
             admission,
             close_ingest,
@@ -265,7 +269,6 @@ impl Node {
             answering,
             drain: config.drain.clone(),
             spool,
-            settling,
             tasks,
             workers,
             _directory: taken.directory,
@@ -418,6 +421,17 @@ fn undecided(
     let path = directory.join("undecided.jsonl");
     let clock = Arc::clone(wall_clock);
     Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
+}
+
+/// From now on frames about spans are answered.
+fn answer(
+    handlers: &watch::Sender<Option<mesh::Handlers>>,
+    shards: &Shards,
+    peers: &Peers,
+) -> mesh::Handlers {
+    let answering = mesh::Handlers::new(shards.clone(), peers.clone());
+    handlers.send_replace(Some(answering.clone()));
+    answering
 }
 
 fn keep_settling(router: &Router, parts: &Parts, tasks: &Tasks) {

@@ -179,7 +179,7 @@ impl Turn {
         if outgoing.given_spans > 0 {
             let direction = DirectionLabels { direction: Direction::Sent };
             let bytes = outgoing.holds.iter().map(|placing| placing.hold.request.len() as u64);
-            let metrics = &self.metrics;
+            let metrics = &self.metrics.placing;
             let spans = outgoing.given_spans;
             metrics.hand_over_spans.get_or_create_owned(&direction).inc_by(spans);
             metrics.hand_over_bytes.get_or_create_owned(&direction).inc_by(bytes.sum());

@@ -289,7 +289,7 @@ fn set_gauges(parts: &Parts) {
         trace.oldest_held_seconds.get_or_create_owned(&RoleLabels { role }).set(age);
     }
     trace.remembered_seconds.set(age(parts.shards.remembered_since()));
-    let trace = &parts.metrics.trace;
+    let trace = &parts.metrics.trace.placing;
     trace.settled.set(i64::from(parts.peers.has_settled()));
     let unplaced = parts.shards.unplaced_by_member();
     for peer in parts.peers.members().keys() {
