@@ -299,7 +299,9 @@ impl Drawing {
         let mut at_ms = Millis(QUIET_MS + 3_000);
         for node in self.some_nodes(if stops { self.nodes } else { 2 }) {
             let data = if self.dice.chance(0.1) { Data::Lost } else { Data::Kept };
-            let after_ms = Millis(self.dice.within(500..5_000));
+            // Who is back early is given what it had, and is no loss.
+            let wait = if stops { 0 } else { COPIED_MS };
+            let after_ms = Millis(wait + self.dice.within(500..5_000));
             let restart = Some(Restart { after_ms, generation: Generation::New, data });
             let crash = Fault::Crash { node, restart };
             let fault = if stops { Fault::Drain { node, restart } } else { crash };

@@ -11,11 +11,11 @@
 //! That placing has ended is not seen: it is taken to last for [`COPY_MAX`] from a failure, or from
 //! the end of whatever kept nodes from each other meanwhile.
 
+use super::figures;
 use super::licence::{COPY_MAX, Licence, SETTLE_MAX, STEP_MAX};
 use super::lives::{End, OneLife};
 use super::model::Model;
 use super::views::{Change, NodeSet};
-use crate::history::Answer;
 use crate::plan::{Fault, Millis, NodeNumber};
 use std::collections::BTreeMap;
 
@@ -146,9 +146,7 @@ pub(super) fn has_full_disk(model: &Model<'_>, node: NodeNumber, at: Millis) -> 
 /// What keeps nodes from hearing each other or from taking what they are given, and changes of
 /// views, each of which voids what was confirmed.
 fn hindrances(model: &Model<'_>) -> Vec<Hindrance> {
-    let told = model.requests.values().flat_map(|request| &request.told);
-    let refused = told.filter(|told| told.2 == Answer::Later).map(|told| told.0).collect();
-    let faults = model.faults.hindering(&refused);
+    let faults = model.faults.hindering(full_after(model));
     let pauses = model.lives.nodes().flat_map(|node| model.lives.of(node));
     let pauses = pauses.flat_map(|life| life.pauses.iter().copied());
     let lasting = faults.chain(pauses);
@@ -158,6 +156,12 @@ fn hindrances(model: &Model<'_>) -> Vec<Hindrance> {
     let changes =
         changes.map(|change| Hindrance { from: change.at, until: change.at, then: SETTLE_MAX });
     lasting.chain(changes).collect()
+}
+
+/// After how many milliseconds without a sink a node may be full.
+fn full_after(model: &Model<'_>) -> f64 {
+    let plan = &model.history.plan;
+    plan.cluster.memory_bytes as f64 / 2.0 / figures::held_bytes(plan, 1.0)
 }
 
 /// Until when a node was the only member by its own view, and all views by which something may have

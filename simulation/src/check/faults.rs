@@ -8,7 +8,6 @@ use super::clock;
 use super::lives::Lives;
 use crate::history::{Entry, History, What};
 use crate::plan::{Fault, LinkOptions, Millis, Mood, NodeNumber};
-use std::collections::BTreeSet;
 
 /// An entry node that found a target silent probes it every 250 ms and avoids it in between; one
 /// that found a connection broken dials anew. So what a fault did lasts this much longer.
@@ -96,16 +95,13 @@ impl<'a> Faults<'a> {
     }
 
     /// When faults were at work that may keep nodes from telling each other what they have, or from
-    /// taking what they are given: who refuses that refused clients before, at these moments.
-    pub(super) fn hindering(
-        &self,
-        refused: &BTreeSet<Millis>,
-    ) -> impl Iterator<Item = (Millis, Millis)> {
+    /// taking what they are given: a node is full when no sink took anything for so long.
+    pub(super) fn hindering(&self, full_after: f64) -> impl Iterator<Item = (Millis, Millis)> {
         let hinders = move |stretch: &&Stretch<'_>| match stretch.fault {
             Fault::Partition { .. } | Fault::PairCut { .. } | Fault::Slow { .. } => true,
             Fault::Links { link, .. } => is_bad(link),
             Fault::Sink { mood, .. } => {
-                fills(mood) && refused.range(stretch.from..=stretch.until).next().is_some()
+                fills(mood) && (stretch.until.0 - stretch.from.0) as f64 >= full_after
             }
             _ => false,
         };

@@ -8,7 +8,7 @@
 use super::model::{Model, OneRequest};
 use super::{Finding, Invariant, Verdict};
 use crate::history::{Answer, Look, SinkSaid};
-use crate::plan::NodeNumber;
+use crate::plan::{NodeNumber, Plan};
 
 /// Of a node's budget, in percent, that it may allocate.
 const MEMORY_PERCENT: u64 = 125;
@@ -135,17 +135,24 @@ fn sum(model: &Model<'_>, verdict: &mut Verdict) {
     }
 }
 
-/// Whether the plan has clients send more than nodes have memory for: what is held at once, in two
-/// copies, with twice its bytes for keys and tables, takes more than half of the budget.
+/// Whether the plan has clients send more than nodes have memory for: what is held at once takes
+/// more than half of the budget.
 fn is_too_much(model: &Model<'_>) -> bool {
     let (load, cluster) = (&model.history.plan.load, &model.history.plan.cluster);
-    let spans_a_second =
-        load.clients as f64 * load.requests_per_second * load.spans_per_request as f64;
     let by_root = (load.spread_ms.0 + cluster.root_delay_ms.0) as f64;
     let held_ms = by_root.min(cluster.age_max_ms.0 as f64) * (1.0 - load.rootless)
         + cluster.age_max_ms.0 as f64 * load.rootless;
-    let held_bytes = spans_a_second * held_ms / 1000.0 * (load.span_bytes + 100) as f64 * 4.0;
-    held_bytes / model.history.plan.nodes as f64 > cluster.memory_bytes as f64 / 2.0
+    held_bytes(&model.history.plan, held_ms) > cluster.memory_bytes as f64 / 2.0
+}
+
+/// What a node holds of the spans of so many milliseconds: two copies in the cluster, with twice
+/// their bytes for keys and tables.
+pub(super) fn held_bytes(plan: &Plan, held_ms: f64) -> f64 {
+    let load = &plan.load;
+    let spans_a_second =
+        load.clients as f64 * load.requests_per_second * load.spans_per_request as f64;
+    let bytes = spans_a_second * held_ms / 1000.0 * (load.span_bytes + 100) as f64 * 4.0;
+    bytes / plan.nodes as f64
 }
 
 /// Refusing everything loses nothing, so a run counts only if most was taken.
