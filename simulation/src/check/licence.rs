@@ -162,7 +162,8 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
     if exporter_crashed(model, one, until) {
         return Some(Licence::ExporterCrashed);
     }
-    if live_node_dropped(model, slot, from, until) {
+    let exporters = [one.node, two.node];
+    if live_node_dropped(model, slot, exporters, from, until) {
         return Some(Licence::LiveNodeDropped);
     }
     let ran_out = |export| settle_max_ran_out(model, slot, export) || decides_uncalm(model, export);
@@ -229,8 +230,19 @@ fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
     ended || (model.lives.paused_within(one.node, one.at, end) && dropped())
 }
 
-fn live_node_dropped(model: &Model<'_>, slot: Slot, from: Millis, until: Millis) -> bool {
+/// Whether a holder that lived was dropped, or one of the exporters: cut off, it may still be the
+/// owner by its own view when it is none any more by the others'.
+fn live_node_dropped(
+    model: &Model<'_>,
+    slot: Slot,
+    exporters: [NodeNumber; 2],
+    from: Millis,
+    until: Millis,
+) -> bool {
     let matters = |dropped: &Dropped| {
+        if exporters.contains(&dropped.member) {
+            return true;
+        }
         let holders = model.views.holders(slot, model.views.set(dropped.before));
         holders.is_some_and(|(owner, replica)| {
             owner == dropped.member || replica == Some(dropped.member)
