@@ -286,8 +286,8 @@ impl Drawing {
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
     }
 
-    /// Only what is held for longer than copying takes is lost where nothing is copied, and only what
-    /// no sink takes while everybody stops is spooled.
+    /// Only what is held for longer than copying takes is lost where nothing is copied, and only
+    /// what no sink takes while everybody stops is spooled.
     fn hold_long(&mut self, faults: &mut Vec<Timed>, cluster: &ClusterOptions) {
         let stops = self.dice.chance(0.5);
         let longer = self.dice.within(5_000..15_000);

@@ -111,8 +111,8 @@ fn fate_of(model: &Model<'_>, copies: &Copies, trace: u32, promise: &Promise) ->
     }
 }
 
-/// Where there was one copy, one end excuses its loss: without replicas, and of what the only member
-/// had, because it was acknowledged so or because the others are gone.
+/// Where there was one copy, one end excuses its loss: without replicas, and of what the only
+/// member had, because it was acknowledged so or because the others are gone.
 fn of_one(
     model: &Model<'_>,
     (trace, promise): (u32, &Promise),
