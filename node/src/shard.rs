@@ -4,8 +4,8 @@
 //! [`Effect`]s; no clock, no task, no lock. Who is owner is never stored: it is looked up in the
 //! present placement whenever a rule asks, so acting after a crash is no special path. The
 //! invariant: the bytes of a span leave a shard only when the span is done here, or when this node
-//! is no holder and every holder confirmed that it has them. Bounded by the memory budget, which the caller
-//! checks before a Hold comes in ([`Shard::bytes`]), and for remembered traces by
+//! is no holder and every holder confirmed that it has them. Bounded by the memory budget, which
+//! the caller checks before a Hold comes in ([`Shard::bytes`]), and for remembered traces by
 //! [`Limits::remember_bytes_max`].
 
 mod asking;

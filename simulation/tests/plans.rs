@@ -4,8 +4,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// Plays a plan and gives its report. `lossy_day.json` is `lossy_minutes.json` for 24 virtual hours:
-/// some minutes of real time, so it is no test.
+/// Plays a plan and gives its report. `lossy_day.json` is `lossy_minutes.json` for 24 virtual
+/// hours: some minutes of real time, so it is no test.
 fn replay(name: &str) -> Value {
     let plan = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans").join(name);
     let mut program = Command::new(env!("CARGO_BIN_EXE_tracemesh-sim"));

@@ -1,9 +1,9 @@
 //! What the effects of one turn of a shard say to sinks and to other nodes.
 //!
 //! Pure, so that a node's shell and an explorer of the protocol share it. Offers to one member
-//! travel together: each frame has at most [`NAMES_BYTES_MAX`] of names and a frame's size of spans,
-//! and every trace in it keeps the version that it had, to be given back with the reply. How much
-//! may go to whom was decided by the shard.
+//! travel together: each frame has at most [`NAMES_BYTES_MAX`] of names and a frame's size of
+//! spans, and every trace in it keeps the version that it had, to be given back with the reply. How
+//! much may go to whom was decided by the shard.
 
 use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Sender};
 use crate::shard::{Effect, Replier, Reply, Shard, SinkSet};

@@ -279,9 +279,9 @@ impl World {
         }
     }
 
-    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or one
-    /// that has them is about to give them to the others. Members that ended, are leaving or another
-    /// incarnation by now are believed: they may have lost or handed over what they had.
+    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or
+    /// one that has them is about to give them to the others. Members that ended, are leaving or
+    /// another incarnation by now are believed: they may have lost or handed over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
         let members = company.iter().flatten().count();
