@@ -261,10 +261,26 @@ fn news_change_what_is_said_and_nothing_else() {
     life.member.publish(Update::default());
     assert_eq!(*life.member.says(), before);
     let load = Load { spans_per_second: 1, spans_held: 2, traces_held: 3 };
-    let update = Update { fill: Some(1), load: Some(load), settled: Some(4), config_hash: Some(5) };
+    let settled = Some(before.view_hash);
+    let update = Update { fill: Some(1), load: Some(load), settled, config_hash: Some(5) };
     life.member.publish(update);
-    let expected = Published { fill: 1, load, settled: 4, config_hash: 5, ..before };
+    let settled = before.view_hash;
+    let expected = Published { fill: 1, load, settled, config_hash: 5, ..before };
     assert_eq!(*life.member.says(), expected);
+}
+
+#[test]
+fn a_node_has_settled_in_its_present_view_only() {
+    let mut life = Life::active();
+    let settle = |member: &mut Member, settled| {
+        member.publish(Update { settled: Some(settled), ..Update::default() });
+        member.status().settled
+    };
+    let first = life.member.view().hash();
+    assert_eq!(settle(&mut life.member, first + 1), 0, "news of another view is none");
+    assert_eq!(settle(&mut life.member, first), first);
+    life.member.on_stand_still(life.now);
+    assert_eq!(life.member.status().settled, 0);
 }
 
 #[test]
