@@ -152,7 +152,7 @@ fn load(host: &Host, nodes: &[Node], arguments: &[&str]) -> serde_json::Value {
         command.args(["--target", &node.grpc_url()]);
     }
     let output = Program::run("load", host.path(), &mut command).succeeded();
-    let report = output.lines().find(|line| line.starts_with('{')).expect("a report");
+    let report = output.lines().rfind(|line| line.starts_with('{')).expect("a report");
     serde_json::from_str(report).expect("the report is JSON")
 }
 

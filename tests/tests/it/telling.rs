@@ -24,7 +24,8 @@ fn command(host: &Host, name: &str, arguments: &[&str]) -> Ended {
 /// The JSON that a command prints, and its exit code.
 fn asked(host: &Host, name: &str, arguments: &[&str]) -> (Option<i32>, Value) {
     let ended = command(host, name, &[arguments, &["--json"]].concat());
-    let line = ended.output.lines().find(|line| line.starts_with('{'));
+    // The log of a program goes on where it ended before.
+    let line = ended.output.lines().rfind(|line| line.starts_with('{'));
     let line = line.unwrap_or_else(|| panic!("{name} prints JSON:\n{}", ended.output));
     (ended.status.code(), serde_json::from_str(line).expect("it is JSON"))
 }

@@ -162,10 +162,10 @@ impl Cluster {
 
     /// Waits until a node takes nothing more from clients.
     pub(crate) fn wait_until_full(&self) {
-        wait_until("a node to be full", || {
+        wait_within(AGREE_MAX, "a node to be full", || {
             let status = |node: &Node| http::try_get(&node.console_url("/readyz"));
             let says = |node: &Node| status(node).is_some_and(|says| says.text().contains("full"));
-            self.running().any(|(_, node)| says(node))
+            self.running().any(|(_, node)| says(node)).then_some(())
         });
     }
 

@@ -47,7 +47,7 @@ impl Load {
         self.program.interrupt();
         wait_within(END_MAX, "the end of the load", || self.program.ended());
         let output = self.program.output();
-        let report = output.lines().find(|line| line.starts_with('{')).expect("a report");
+        let report = output.lines().rfind(|line| line.starts_with('{')).expect("a report");
         Report(serde_json::from_str(report).expect("the report is JSON"))
     }
 }
