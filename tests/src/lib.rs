@@ -16,5 +16,6 @@ pub mod node;
 pub mod parts;
 pub mod ports;
 pub mod program;
+pub mod readme;
 pub mod traces;
 pub mod wait;

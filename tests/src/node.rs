@@ -2,7 +2,7 @@
 //!
 //! The invariant: a [`Node`] returned by [`Settings::start`] accepts spans; one returned by
 //! [`Settings::launch`] may still be joining, or may refuse its settings. All listeners are on
-//! loopback.
+//! loopback, on 127.0.0.1 unless it was told otherwise.
 
 use crate::http::{self, Answer};
 use crate::metrics::Metrics;
@@ -12,6 +12,7 @@ use crate::traces::{self, Line};
 use crate::wait::{wait_for, wait_until};
 use serde_json::{Value, json};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -26,6 +27,7 @@ pub struct Settings {
     program: PathBuf,
     directory: PathBuf,
     id: String,
+    ip: Ipv4Addr,
     base_port: u16,
     file: Value,
     arguments: Vec<String>,
@@ -42,7 +44,8 @@ impl Settings {
             program: program.to_owned(),
             directory: directory.to_owned(),
             id: id.to_owned(),
-            base_port: claim_base_port(),
+            ip: Ipv4Addr::LOCALHOST,
+            base_port: 0,
             file: json!({}),
             arguments: Vec::new(),
         };
@@ -53,7 +56,7 @@ impl Settings {
         settings.set("traces.root_delay", json!(ROOT_DELAY));
         settings.set("drain.announce", json!("0s"));
         settings.set("sinks", json!([{ "file": { "path": traces } }]));
-        settings
+        settings.at(Ipv4Addr::LOCALHOST, claim_base_port())
     }
 
     /// Sets a key of the configuration file, given with dots: `traces.root_delay`.
@@ -66,6 +69,18 @@ impl Settings {
     #[must_use]
     pub fn with(mut self, key: &str, value: Value) -> Self {
         self.set(key, value);
+        self
+    }
+
+    /// Lets it listen on another address of loopback, where others may have the same ports.
+    #[must_use]
+    pub fn at(mut self, ip: Ipv4Addr, base_port: u16) -> Self {
+        (self.ip, self.base_port) = (ip, base_port);
+        let address = |offset| format!("{ip}:{}", base_port + offset);
+        self.set("listen.grpc", json!([address(0)]));
+        self.set("listen.http", json!([address(1)]));
+        self.set("listen.mesh", json!(address(2)));
+        self.set("listen.console", json!([address(3)]));
         self
     }
 
@@ -90,12 +105,17 @@ impl Settings {
 
     /// The mesh address that the node will have.
     pub fn mesh_address(&self) -> String {
-        format!("127.0.0.1:{}", self.base_port + 2)
+        format!("{}:{}", self.ip, self.base_port + 2)
     }
 
     /// The first of the node's four ports.
     pub fn base_port(&self) -> u16 {
         self.base_port
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The directory of the node.
@@ -129,7 +149,8 @@ impl Settings {
     /// When the program cannot be started.
     pub fn launch(&self) -> Node {
         let program = Program::start(&self.id, &self.directory, &mut self.command());
-        Node { program, base_port: self.base_port, trace_file: self.trace_file() }
+        let (ip, base_port) = (self.ip, self.base_port);
+        Node { program, ip, base_port, trace_file: self.trace_file() }
     }
 
     /// Starts a process that must end by itself, and waits for its end.
@@ -146,7 +167,7 @@ impl Settings {
         fs::write(&path, format!("{:#}\n", self.file)).expect("a configuration can be written");
         let mut command = Command::new(&self.program);
         command.args(["run", "--config"]).arg(path);
-        command.arg("--base-port").arg(self.base_port.to_string()).args(&self.arguments);
+        command.args(&self.arguments);
         command
     }
 }
@@ -155,6 +176,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Node {
     program: Program,
+    ip: Ipv4Addr,
     base_port: u16,
     trace_file: PathBuf,
 }
@@ -167,22 +189,22 @@ impl Node {
 
     /// Where OTLP gRPC is served, as `host:port`.
     pub fn grpc_address(&self) -> String {
-        format!("127.0.0.1:{}", self.base_port)
+        format!("{}:{}", self.ip, self.base_port)
     }
 
     /// The URL of a path of the OTLP HTTP listener.
     pub fn http_url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.base_port + 1)
+        format!("http://{}:{}{path}", self.ip, self.base_port + 1)
     }
 
     /// The address of the mesh listener.
     pub fn mesh_address(&self) -> String {
-        format!("127.0.0.1:{}", self.base_port + 2)
+        format!("{}:{}", self.ip, self.base_port + 2)
     }
 
     /// The URL of a path of the console.
     pub fn console_url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.base_port + 3)
+        format!("http://{}:{}{path}", self.ip, self.base_port + 3)
     }
 
     /// Posts to `/v1/traces`.

@@ -6,4 +6,6 @@ fn main() {
     parts::otelcol();
     parts::telemetrygen();
     parts::python_with_sdk();
+    parts::javascript_sdk();
+    parts::go_sdk();
 }

@@ -6,7 +6,6 @@
 
 mod bad_requests;
 mod bad_settings;
-mod clients;
 mod intruders;
 mod members;
 mod mesh;

@@ -1,6 +1,6 @@
 """Sends one trace of eleven spans with the OpenTelemetry SDK, and prints its id.
 
-Arguments: grpc or http, the URL, none or gzip.
+Arguments: grpc or http, none or gzip. The endpoint is the environment's.
 """
 
 import sys
@@ -9,22 +9,19 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-protocol, url, compression = sys.argv[1:]
+protocol, compression = sys.argv[1:]
 if protocol == "grpc":
     from grpc import Compression
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     compressions = {"none": Compression.NoCompression, "gzip": Compression.Gzip}
-    exporter = OTLPSpanExporter(
-        endpoint=url, insecure=True, compression=compressions[compression]
-    )
 else:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     compressions = {"none": Compression.NoCompression, "gzip": Compression.Gzip}
-    exporter = OTLPSpanExporter(endpoint=url, compression=compressions[compression])
 
+exporter = OTLPSpanExporter(compression=compressions[compression])
 provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
 provider.add_span_processor(BatchSpanProcessor(exporter))
 tracer = provider.get_tracer("tests", "1.0")

@@ -1,0 +1,192 @@
+//! The OpenTelemetry Collector in front of the mesh, with the README's exporters.
+//!
+//! A collector reads several files as one, so the README's text is one file, and what it leaves to
+//! its reader another.
+
+use crate::generator::{self, SPANS_OF_A_TRACE};
+use crate::mesh::Mesh;
+use serde_json::json;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::thread;
+use tracemesh_tests::program::Program;
+use tracemesh_tests::wait::wait_until;
+use tracemesh_tests::{http, parts, readme};
+
+/// A request with one span.
+const ONE_SPAN: &[u8] = br#"{"resourceSpans": [{"scopeSpans": [{"spans": [
+    {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}]}]}]}"#;
+const JSON: (&str, &str) = ("content-type", "application/json");
+/// Traces that are sent through a collector.
+const TRACES: usize = 200;
+
+/// Spans of a request of the collector: few enough that each of its connections gets some.
+const BATCH: usize = 64;
+
+/// Starts a collector with a text of the README; `None` without Go.
+fn collector(mesh: &Mesh, text: &str) -> Option<Program> {
+    let otelcol = parts::otelcol()?;
+    let (exporters, others) =
+        (mesh.host.path().join("exporters.yaml"), mesh.host.path().join("others.yaml"));
+    fs::write(&exporters, text).expect("a configuration can be written");
+    let endpoint = format!("127.0.0.1:{}", mesh.front_port());
+    let rest = json!({
+        "receivers": { "otlp": { "protocols": { "grpc": { "endpoint": endpoint } } } },
+        "processors": { "batch": {
+            "timeout": "100ms", "send_batch_size": BATCH, "send_batch_max_size": BATCH } },
+        "service": {
+            "telemetry": { "metrics": { "level": "none" } },
+            "pipelines": { "traces": { "receivers": ["otlp"], "processors": ["batch"] } },
+        },
+    });
+    fs::write(&others, rest.to_string()).expect("a configuration can be written");
+    let mut command = Command::new(otelcol);
+    command.arg("--config").arg(exporters).arg("--config").arg(others);
+    Some(Program::start("otelcol", mesh.host.path(), &mut command))
+}
+
+/// Sends through a collector with a text of the README, changed by `change`.
+fn send_through(name: &str, mesh: &Mesh, change: impl Fn(String) -> String) {
+    let text = change(mesh.here(&readme::text(name)));
+    let Some(mut collector) = collector(mesh, &text) else { return };
+    collector.wait_for_output("Everything is ready");
+    let address = format!("127.0.0.1:{}", mesh.front_port());
+    if generator::send(mesh, &address, TRACES).is_none() {
+        return;
+    }
+    mesh.assert_came_out(TRACES * SPANS_OF_A_TRACE, SPANS_OF_A_TRACE);
+}
+
+/// Replaces what must be there.
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} is not in {text}");
+    text.replace(from, to)
+}
+
+#[test]
+fn collector_sends_to_one_node_over_grpc() {
+    send_through("collector-grpc", &Mesh::start(), |text| text);
+}
+
+#[test]
+fn collector_sends_to_one_node_over_http() {
+    send_through("collector-http", &Mesh::start(), |text| text);
+}
+
+#[test]
+fn collector_sends_to_one_node_over_http_as_json() {
+    send_through("collector-http", &Mesh::start(), |text| {
+        replaced(&text, "encoding: proto ", "encoding: json ")
+    });
+}
+
+#[test]
+fn collector_sends_to_all_nodes_by_trace() {
+    let mesh = Mesh::start();
+    send_through("collector-loadbalancing", &mesh, |text| text);
+    assert_all_accepted_some(&mesh);
+}
+
+#[test]
+fn collector_sends_to_all_nodes_by_service() {
+    send_through("collector-loadbalancing", &Mesh::start(), |text| {
+        replaced(&text, "routing_key: traceID ", "routing_key: service ")
+    });
+}
+
+#[test]
+fn collector_sends_to_all_addresses_of_a_name() {
+    let mesh = Mesh::start();
+    let dns = serve_dns();
+    send_through("collector-dns", &mesh, |text| {
+        replaced(&text, "dns:///mesh.internal:", &format!("dns://{dns}/mesh.internal:"))
+    });
+    assert_all_accepted_some(&mesh);
+}
+
+#[test]
+fn collector_sends_everything_twice_and_it_comes_out_once() {
+    let mesh = Mesh::start();
+    send_through("collector-several", &mesh, |text| text);
+    let twice = (2 * TRACES * SPANS_OF_A_TRACE) as f64;
+    wait_until("the second copies", || mesh.sum("tracemesh_spans_accepted_total") >= twice);
+    mesh.assert_came_out(TRACES * SPANS_OF_A_TRACE, SPANS_OF_A_TRACE);
+}
+
+#[test]
+fn clients_of_data_prepper_keep_their_port_and_their_path() {
+    let mesh = Mesh::start_with(|settings, mesh| match settings.id() {
+        "n1" => {
+            let text = mesh.here(&readme::text("data-prepper"));
+            let (_, listeners) = text.split_once("grpc: ").expect("the text sets listen.grpc");
+            // What YAML writes so is JSON.
+            let listeners = serde_json::from_str(listeners).expect("a list of addresses");
+            settings.with("listen.grpc", listeners)
+        }
+        _ => settings,
+    });
+    send_through("collector-grpc", &mesh, |text| {
+        replaced(&text, &mesh.here("10.0.0.1:4317"), &mesh.here("10.0.0.1:21890"))
+    });
+    let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    assert!(readme::README.contains(path));
+    let answer = http::post(&mesh.nodes[0].http_url(path), &[JSON], ONE_SPAN);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let all = (TRACES * SPANS_OF_A_TRACE + 1) as f64;
+    mesh.nodes[0].wait_for_metric("tracemesh_spans_accepted_total", &[], all);
+}
+
+/// The copied example that the README warns of.
+#[test]
+fn collector_refuses_endpoints_and_balancing() {
+    let mesh = Mesh::start();
+    let text = "exporters: {otlp: {endpoints: [\"127.0.0.1:4317\"], balancing: round_robin}}\n\
+                service: {pipelines: {traces: {exporters: [otlp]}}}\n";
+    let Some(mut collector) = collector(&mesh, text) else { return };
+    assert!(!collector.wait().success());
+    let printed = collector.output();
+    assert!(printed.contains("has invalid keys: balancing, endpoints"), "{printed}");
+}
+
+#[track_caller]
+fn assert_all_accepted_some(mesh: &Mesh) {
+    for node in &mesh.nodes {
+        assert!(node.metrics().sum("tracemesh_spans_accepted_total", &[]) > 0.0);
+    }
+}
+
+/// A name server that knows one answer: the three nodes.
+fn serve_dns() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let address = socket.local_addr().expect("a bound socket has an address");
+    // Ends with the process.
+    thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut query) {
+            let answer = answer(&query[..length]);
+            // A client that went away asks no more.
+            let _ = socket.send_to(&answer, client);
+        }
+    });
+    address
+}
+
+/// The answer to a query with one question (RFC 1035, section 4): addresses when it asks for type
+/// A, else none.
+fn answer(query: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 12;
+    let name = query[HEADER..].iter().position(|&byte| byte == 0).expect("a name ends");
+    let question = &query[HEADER..HEADER + name + 5];
+    let asks_for_addresses = question[name + 1..name + 3] == [0, 1];
+    let nodes: &[u8] = if asks_for_addresses { &[1, 2, 3] } else { &[] };
+    // The query's number; an authoritative answer, with recursion as was desired.
+    let mut answer = vec![query[0], query[1], 0x85, 0x80];
+    answer.extend([0, 1, 0, nodes.len() as u8, 0, 0, 0, 0]);
+    answer.extend(question);
+    for &node in nodes {
+        // The name of the question, type A, class IN, for 60 s, four bytes.
+        answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, node]);
+    }
+    answer
+}
