@@ -18,6 +18,19 @@ pub fn text(name: &str) -> String {
     lines.take_while(|line| *line != "```").flat_map(|line| [line, "\n"]).collect()
 }
 
+/// What stands between the marks of that name, trimmed: a table that a test knows how to write.
+///
+/// # Panics
+/// When the README has no such marks.
+#[track_caller]
+pub fn section(name: &str) -> &'static str {
+    let section = README.split_once(&format!("<!-- {name} -->")).and_then(|(_, rest)| {
+        let (section, _) = rest.split_once(&format!("<!-- /{name} -->"))?;
+        Some(section.trim())
+    });
+    section.unwrap_or_else(|| panic!("README has no section {name:?}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::text;

@@ -7,6 +7,7 @@
 //! Each case is a mesh of three and one way to send to it. However the spans came, every span that
 //! was sent comes out once, and every trace whole.
 
+mod answers;
 mod balancers;
 mod collectors;
 mod generator;

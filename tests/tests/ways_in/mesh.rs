@@ -13,7 +13,7 @@ use tracemesh_tests::traces;
 use tracemesh_tests::wait::wait_until;
 
 /// The binary that cargo built for these tests.
-const TRACEMESH: &str = env!("CARGO_BIN_EXE_tracemesh-under-test");
+pub(crate) const TRACEMESH: &str = env!("CARGO_BIN_EXE_tracemesh-under-test");
 /// Longer than the parts of a trace are apart when they come through a program that batches, on a
 /// busy machine.
 const ROOT_DELAY: &str = "6s";
