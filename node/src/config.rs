@@ -30,6 +30,7 @@ pub use flags::Flags;
 pub use keys::reference_table;
 pub use surroundings::Surroundings;
 
+use crate::tls::ServerFiles;
 use siphasher::sip::SipHasher13;
 use std::fmt;
 use std::fs::File;
@@ -119,10 +120,20 @@ pub struct Listen {
 /// `ingest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ingest {
+    /// TLS on both OTLP listeners.
+    pub tls: Option<ServerFiles>,
+    /// Tokens of the clients that may send; none: everybody may.
+    pub bearer_tokens_file: Option<PathBuf>,
+    /// Origins of the web pages that may send, or `*`.
+    pub cors_origins: Vec<http::HeaderValue>,
     /// Largest request, before and after decompression; at most 1 GiB.
     pub request_bytes_max: u64,
     /// Bytes of requests not yet acknowledged; at least `request_bytes_max`.
     pub in_flight_bytes_max: u64,
+    /// Connections of both protocols together; 1 to 1,000,000.
+    pub connections_max: usize,
+    /// Age at which connections are closed; zero for never.
+    pub connection_age_max: Duration,
 }
 
 /// `traces`.

@@ -23,6 +23,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::future::BoxFuture;
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use std::fmt;
@@ -75,7 +76,7 @@ impl fmt::Debug for Source {
 /// Serves until `drain`, and returns when the last request is answered.
 pub async fn serve(listener: Listener, source: Source, drain: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let limits = Limits { connections, age_max: Duration::ZERO };
+    let limits = Limits { connections, age_max: Duration::ZERO, refused: Family::default() };
     listen::serve(listener, TowerToHyperService::new(router(source)), limits, drain).await;
 }
 

@@ -15,12 +15,19 @@ mod collect;
 mod grpc;
 mod http;
 mod intake;
+mod tokens;
 
+use crate::entry::REQUEST_MAX;
+use crate::environment::WallClock;
 use crate::listen::{self, BindError, Limits, Listener};
 use crate::metrics::IngestMetrics;
+use crate::reload::{FileError, Files};
+use crate::tls::{ServerFiles, ServerTls};
+use ::http::HeaderValue;
 use bytes::Bytes;
 use intake::Intake;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -28,6 +35,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use intake::InFlight;
+pub use tokens::Tokens;
 
 /// A request was taken: every span in it is held as often as the cluster promises, but for those
 /// refused for good.
@@ -49,6 +57,9 @@ pub enum Refusal {
     /// Over the size limit; the client must not send it again (`INVALID_ARGUMENT`, HTTP 413).
     #[error("{0}")]
     TooLarge(String),
+    /// The client has shown no token by which it may send (`UNAUTHENTICATED`, HTTP 401).
+    #[error("a bearer token is needed")]
+    Unauthenticated,
     /// Not now; the client should send it again, here or elsewhere, after `after`
     /// (`UNAVAILABLE` with `RetryInfo`, HTTP 503 with `Retry-After`).
     #[error("{why}")]
@@ -94,6 +105,14 @@ pub struct Settings {
     pub connections_max: usize,
     /// Age at which a connection is closed in an orderly way; zero for never.
     pub connection_age_max: Duration,
+    /// From the last byte of a request to its answer.
+    pub answer_max: Duration,
+    /// How to speak TLS; none: not at all.
+    pub tls: Option<ServerFiles>,
+    /// Tokens of the clients that may send; none: everybody may.
+    pub bearer_tokens_file: Option<PathBuf>,
+    /// Origins of the web pages that may send over HTTP; `*` for all.
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 impl Default for Settings {
@@ -107,30 +126,49 @@ impl Default for Settings {
             in_flight_max: 256 << 20,
             connections_max: 10_000,
             connection_age_max: Duration::from_secs(300),
+            answer_max: REQUEST_MAX,
+            tls: None,
+            bearer_tokens_file: None,
+            cors_origins: Vec::new(),
         }
     }
 }
 
+/// The servers cannot start; nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port could not be taken.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A file of certificates, keys or tokens cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
 /// All OTLP ports, taken but not served yet.
-#[derive(Debug)]
 pub struct Listeners {
     grpc: Vec<Listener>,
     http: Vec<Listener>,
+    tls: Option<Files<ServerTls>>,
+    tokens: Option<Files<Tokens>>,
     settings: Settings,
 }
 
 impl Listeners {
-    /// Takes every port, or none.
-    pub async fn bind(settings: Settings) -> Result<Self, BindError> {
+    /// Takes every port, or none. Certificates of clients are checked by `wall_clock`.
+    pub async fn bind(settings: Settings, wall_clock: &WallClock) -> Result<Self, StartError> {
+        let tls = settings.tls.as_ref().map(|files| files.open(wall_clock)).transpose()?;
+        let tokens = settings.bearer_tokens_file.as_deref().map(Tokens::open).transpose()?;
+        let in_use = || tls.as_ref().map(Files::in_use);
         let mut grpc = Vec::new();
         for &address in &settings.grpc {
-            grpc.push(Listener::bind("listen.grpc", address).await?);
+            grpc.push(Listener::bind("listen.grpc", address).await?.with_tls(in_use()));
         }
         let mut http = Vec::new();
         for &address in &settings.http {
-            http.push(Listener::bind("listen.http", address).await?);
+            http.push(Listener::bind("listen.http", address).await?.with_tls(in_use()));
         }
-        Ok(Self { grpc, http, settings })
+        Ok(Self { grpc, http, tls, tokens, settings })
     }
 
     /// Where OTLP over gRPC is served, with real ports.
@@ -156,18 +194,32 @@ impl Listeners {
         let limits = Limits {
             connections: Arc::new(Semaphore::new(self.settings.connections_max)),
             age_max: self.settings.connection_age_max,
+            refused: metrics.connections_refused.clone(),
         };
-        let bytes_max = self.settings.request_bytes_max;
-        let intake = Intake::new(export, admission.clone(), in_flight, bytes_max, metrics);
+        let intake = Intake {
+            export,
+            tokens: self.tokens.as_ref().map(Files::in_use),
+            admission: admission.clone(),
+            in_flight,
+            request_bytes_max: self.settings.request_bytes_max,
+            answer_max: self.settings.answer_max,
+            metrics,
+        };
         let (health, follow_health) = grpc::health(admission, drain.clone()).await;
         let mut servers = JoinSet::new();
         servers.spawn(follow_health);
+        if let Some(tls) = self.tls {
+            servers.spawn(tls.keep(drain.clone()));
+        }
+        if let Some(tokens) = self.tokens {
+            servers.spawn(tokens.keep(drain.clone()));
+        }
         for listener in self.grpc {
             let service = grpc::service(intake.clone(), health.clone());
             servers.spawn(listen::serve(listener, service, limits.clone(), drain.clone()));
         }
         for listener in self.http {
-            let service = http::service(intake.clone());
+            let service = http::service(intake.clone(), &self.settings.cors_origins);
             servers.spawn(listen::serve(listener, service, limits.clone(), drain.clone()));
         }
         // A panic in a server is passed on to whoever runs this.

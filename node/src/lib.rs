@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod node;
 pub mod process;
 pub mod reach;
+pub mod reload;
 pub mod route;
 pub mod scan;
 pub mod settling;
@@ -30,6 +31,7 @@ pub mod split;
 pub mod spool;
 pub mod status;
 pub mod tasks;
+pub mod tls;
 pub mod wire;
 
 /// The allocator of the daemon: half of what a span costs is memory that comes and goes, and the

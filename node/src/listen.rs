@@ -1,26 +1,36 @@
 //! HTTP connections on TCP: accepted, bounded, aged, and closed in an orderly way.
 //!
 //! All servers of a node (OTLP over gRPC and HTTP, the console) accept here, so what bounds a
-//! connection stands in one place. A [`Listener`] is bound before anything else of the node starts,
-//! and serves later: a busy port is found while there is nothing yet to undo.
+//! connection stands in one place, and so does its TLS. A [`Listener`] is bound before anything else
+//! of the node starts, and serves later: a busy port is found while there is nothing yet to undo.
 //!
 //! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by
 //! it, the streams of an HTTP/2 connection by a tracker that it stops. A panic costs the connection
 //! that it happened on. Bounded by the semaphore of its [`Limits`], by [`STREAMS_MAX`] a
-//! connection, and by windows for what was received but not read. It knows no protocol above HTTP,
-//! and does not decide when a node drains.
+//! connection, by windows for what was received but not read, and in time by [`OPENING_MAX`],
+//! [`HEADERS_MAX`], pings and [`paced`]. It knows no protocol above HTTP, and does not decide when a
+//! node drains.
 
+mod paced;
+
+use crate::metrics::{ConnectionRefusal, ConnectionRefusalLabels};
+use crate::reload::InUse;
+use crate::tls::{ServerTls, TlsAcceptor};
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use paced::Paced;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -28,11 +38,17 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long a new connection may stay silent, and an HTTP/1 client may take for its headers.
-const HEADERS_MAX: Duration = Duration::from_secs(10);
+/// How long a new connection may take for TLS, and again for the first bytes of a request.
+const OPENING_MAX: Duration = Duration::from_secs(10);
+/// How long an HTTP/1 client may take for the headers of a request, and may be idle before it: SDKs
+/// send every 5 s, collectors seldom less than once a minute.
+const HEADERS_MAX: Duration = Duration::from_secs(75);
 /// How long requests that were begun may take once their connection is to close. An export is
 /// answered within 3 s; what takes longer is dropped, and sent again by its client.
 pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// The same for a connection that is only old, whose client does nothing wrong: a body may take 20 s
+/// to arrive, and its answer 3 s.
+const GRACE_MAX: Duration = Duration::from_secs(25);
 /// HTTP/2 pings find clients that vanished; a connection whose client does not answer for as long
 /// again is closed.
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -45,6 +61,9 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// The largest HTTP/2 frame that clients may send. Most send 16 KiB anyway; large ones cost less.
 const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// What is read ahead on an HTTP/1 connection, all headers of a request included, of which HTTP/2
+/// takes 16 KiB.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Pause after the system refused a connection, for lack of file descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Ages at which connections close differ by up to this many tenths of the setting, so that clients
@@ -57,6 +76,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     key: &'static str,
+    tls: Option<InUse<ServerTls>>,
 }
 
 /// A port could not be taken. Nothing was started; trying again helps once the cause is gone.
@@ -90,7 +110,12 @@ impl Listener {
             Err(error) => Err(error),
         };
         let (socket, address) = bound.map_err(|source| BindError { key, address, source })?;
-        Ok(Self { socket, address, key })
+        Ok(Self { socket, address, key, tls: None })
+    }
+
+    /// The same, for clients that speak TLS, and nobody else.
+    pub fn with_tls(self, tls: Option<InUse<ServerTls>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Where it listens; the port is the real one.
@@ -112,6 +137,14 @@ pub struct Limits {
     /// After about this time a connection is closed in an orderly way, so that clients with long
     /// connections find new nodes; zero for never.
     pub age_max: Duration,
+    /// `connections_refused_total{cause}`
+    pub refused: Family<ConnectionRefusalLabels, Counter>,
+}
+
+impl Limits {
+    fn refuse(&self, cause: ConnectionRefusal) {
+        self.refused.get_or_create(&ConnectionRefusalLabels { cause }).inc();
+    }
 }
 
 /// Runs the streams of HTTP/2 connections.
@@ -133,7 +166,11 @@ where
 
 fn builder(streams: Streams) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(streams);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -225,14 +262,22 @@ where
         };
         refused_by_system = false;
         let Ok(permit) = limits.connections.clone().try_acquire_owned() else {
+            limits.refuse(ConnectionRefusal::Full);
             tracing::debug!(address = %listener.address, "too many connections");
             continue;
         };
         accepted_count = accepted_count.wrapping_add(1);
-        let age = age(limits.age_max, accepted_count);
-        let builder = builder.clone();
-        let service = FromClient { service: service.clone(), client: Client(client) };
-        connections.spawn(connection(stream, builder, service, permit, age, drain.clone()));
+        let connection = Connection {
+            builder: builder.clone(),
+            service: FromClient { service: service.clone(), client: Client(client) },
+            age: age(limits.age_max, accepted_count),
+            drain: drain.clone(),
+            _permit: permit,
+        };
+        match &listener.tls {
+            None => connections.spawn(connection.open(stream)),
+            Some(tls) => connections.spawn(connection.secure(stream, tls.get(), limits.clone())),
+        };
     }
     drop(listener);
     let closed = async {
@@ -271,39 +316,79 @@ fn age(age_max: Duration, accepted_count: u32) -> Option<Duration> {
     (!age_max.is_zero()).then(|| age_max + age_max * AGE_SPREAD_TENTHS * step / (10 * STEPS))
 }
 
-async fn connection<S, B>(
-    stream: TcpStream,
+/// One connection, from its first byte to its last.
+struct Connection<S> {
     builder: auto::Builder<Streams>,
     service: S,
-    _permit: OwnedSemaphorePermit,
     age: Option<Duration>,
     drain: CancellationToken,
-) where
-    S: Respond<B>,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-{
-    // Answers are small; waiting for more to send with them only delays a client.
-    let _ = stream.set_nodelay(true);
-    let spoke = drain.run_until_cancelled(timeout(HEADERS_MAX, stream.readable())).await;
-    if !matches!(spoke, Some(Ok(Ok(())))) {
-        return;
-    }
-    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let old = async {
-        match age {
-            Some(age) => sleep(age).await,
-            None => std::future::pending().await,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<S> Connection<S> {
+    /// Speaks TLS first.
+    async fn secure<B>(self, stream: TcpStream, tls: Arc<ServerTls>, limits: Limits)
+    where
+        S: Respond<B>,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        let _ = stream.set_nodelay(true);
+        let handshake = timeout(OPENING_MAX, TlsAcceptor::from(tls).accept(stream));
+        match self.drain.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => self.serve(stream).await,
+            Some(Ok(Err(error))) => {
+                // Who only looks whether the port is open says nothing that could be wrong.
+                if error.kind() == io::ErrorKind::InvalidData {
+                    limits.refuse(ConnectionRefusal::Tls);
+                }
+                tracing::debug!(%error, "no TLS with a client");
+            }
+            Some(Err(_)) | None => {}
         }
-    };
-    tokio::select! {
-        biased;
-        () = drain.cancelled() => {}
-        ended = served.as_mut() => return gone(ended),
-        () = old => {}
     }
-    served.as_mut().graceful_shutdown();
-    if let Ok(ended) = timeout(CLOSE_MAX, served).await {
-        gone(ended);
+
+    async fn open<B>(self, stream: TcpStream)
+    where
+        S: Respond<B>,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        // Answers are small; waiting for more to send with them only delays a client.
+        let _ = stream.set_nodelay(true);
+        self.serve(stream).await;
+    }
+
+    async fn serve<B>(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static)
+    where
+        S: Respond<B>,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        let Self { builder, service, age, drain, _permit } = self;
+        let stream = TokioIo::new(Paced::new(stream, OPENING_MAX));
+        let mut served = std::pin::pin!(builder.serve_connection(stream, service));
+        let old = async {
+            match age {
+                Some(age) => sleep(age).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = drain.cancelled() => {}
+            ended = served.as_mut() => return gone(ended),
+            () = old => {
+                served.as_mut().graceful_shutdown();
+                let ended = timeout(GRACE_MAX, served.as_mut());
+                match drain.run_until_cancelled(ended).await {
+                    Some(Ok(ended)) => return gone(ended),
+                    Some(Err(_)) => return,
+                    None => {}
+                }
+            }
+        }
+        served.as_mut().graceful_shutdown();
+        if let Ok(ended) = timeout(CLOSE_MAX, served).await {
+            gone(ended);
+        }
     }
 }
 

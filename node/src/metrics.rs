@@ -125,6 +125,8 @@ pub struct IngestMetrics {
     pub requests: Family<RequestLabels, Counter>,
     /// `spans_refused_total{reason}`; `size` and `syntax` are counted here, one a request.
     pub refused: Family<ReasonLabels, Counter>,
+    /// `connections_refused_total{cause}`
+    pub connections_refused: Family<ConnectionRefusalLabels, Counter>,
     /// `acknowledge_seconds`: from the last byte of an accepted request to its answer.
     pub acknowledge_seconds: Histogram,
 }
@@ -142,6 +144,12 @@ impl IngestMetrics {
                 answers,
             ),
             refused,
+            connections_refused: each(
+                registry,
+                "connections_refused",
+                "Connections of clients that came to nothing",
+                ConnectionRefusal::ALL.iter().map(|&cause| ConnectionRefusalLabels { cause }),
+            ),
             acknowledge_seconds: add(
                 registry,
                 "acknowledge_seconds",

@@ -18,7 +18,7 @@ pub use observer::Observer;
 use crate::assemble::Shards;
 use crate::config::{self, Config};
 use crate::environment::{BindMesh, Environment, WallClock};
-use crate::ingest::{Admission, InFlight, Listeners};
+use crate::ingest::{self, Admission, InFlight, Listeners};
 use crate::listen::{BindError, Listener};
 use crate::memory::Memory;
 use crate::mesh::{self, Peers};
@@ -55,6 +55,9 @@ pub enum StartError {
     /// A TCP port.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The way in.
+    #[error(transparent)]
+    Ingest(#[from] ingest::StartError),
     /// The UDP port.
     #[error(transparent)]
     Mesh(#[from] tracemesh_transport::BindError),
@@ -208,7 +211,7 @@ impl Node {
         let Environment { bind_mesh, wall_clock, seed, start_sinks, .. } = environment;
         let Environment { open_starts, open_spool, shard_count, .. } = environment;
         let tasks = Tasks::default();
-        let taken = take(config, bind_mesh).await?;
+        let taken = take(config, bind_mesh, &wall_clock).await?;
         let meters = meters(config);
         let (transport, incoming) =
             start_transport(config, Arc::clone(&taken.socket), &wall_clock, seed)?;
@@ -372,7 +375,11 @@ async fn failed(workers: &mut Option<Workers>) {
     }
 }
 
-async fn take(config: &Config, bind_mesh: Box<BindMesh>) -> Result<Taken, StartError> {
+async fn take(
+    config: &Config,
+    bind_mesh: Box<BindMesh>,
+    wall_clock: &WallClock,
+) -> Result<Taken, StartError> {
     if config.sinks.len() > SinkSet::SINKS_MAX as usize {
         return Err(StartError::Sinks(config.sinks.len()));
     }
@@ -382,7 +389,7 @@ async fn take(config: &Config, bind_mesh: Box<BindMesh>) -> Result<Taken, StartE
     }
     Ok(Taken {
         directory: DataDirectory::open(&config.node.data_dir)?,
-        ingest: Listeners::bind(ingest_settings(config)).await?,
+        ingest: Listeners::bind(ingest_settings(config), wall_clock).await?,
         consoles,
         socket: bind_mesh(config.listen.mesh)?,
     })

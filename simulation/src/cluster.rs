@@ -421,7 +421,9 @@ fn view_seen(observer: &mut Observer) -> ViewSeen {
 fn answer_of(said: &Result<Accepted, Refusal>) -> (Answer, Option<Duration>) {
     match said {
         Ok(Accepted { refused_span_count: 0, .. }) => (Answer::Accepted, None),
-        Ok(_) | Err(Refusal::Malformed(_) | Refusal::TooLarge(_)) => (Answer::Refused, None),
+        Ok(_) | Err(Refusal::Malformed(_) | Refusal::TooLarge(_) | Refusal::Unauthenticated) => {
+            (Answer::Refused, None)
+        }
         Err(Refusal::Later { after, .. }) => (Answer::Later, Some(*after)),
     }
 }

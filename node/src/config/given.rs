@@ -58,6 +58,13 @@ impl Values {
         })
     }
 
+    pub(super) fn list_of_texts(&self, path: &str) -> Vec<&str> {
+        self.items(path, |value| match value {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     pub(super) fn texts(&self, path: &str) -> &[(String, String)] {
         let texts = self.read(path, |value| match value {
             Value::Texts(texts) => Some(texts.as_slice()),
@@ -141,7 +148,7 @@ impl Values {
         Some(present(path, read(&given.value)))
     }
 
-    fn items<T>(&self, path: &str, read: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+    fn items<'v, T>(&'v self, path: &str, read: impl Fn(&'v Value) -> Option<T>) -> Vec<T> {
         let items = match self.get(path).map(|given| &given.value) {
             Some(Value::List(items)) => items.as_slice(),
             Some(value) => std::slice::from_ref(value),

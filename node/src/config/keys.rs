@@ -144,6 +144,34 @@ pub(super) const KEYS: &[Key] = &[
         "`/metrics`, `/healthz`, `/readyz`, `/api`.",
     ),
     key(
+        "ingest.tls.cert_file",
+        Kind::Path,
+        None,
+        "With it, both OTLP listeners speak TLS only: the certificate that clients see and those \
+         between it and its authority, PEM. Files are read again when they change.",
+    ),
+    key("ingest.tls.key_file", Kind::Path, None, "The private key of that certificate, PEM."),
+    key(
+        "ingest.tls.client_ca_file",
+        Kind::Path,
+        None,
+        "Authorities of which clients have to show a certificate, PEM. Default: clients show none.",
+    ),
+    key(
+        "ingest.bearer_tokens_file",
+        Kind::Path,
+        None,
+        "Who may send spans: a line `NAME:TOKEN` for each client, read again when it changes. \
+         Default: everybody may. gRPC health is open in any case.",
+    ),
+    key(
+        "ingest.cors_origins",
+        Kind::List(&Kind::Origin),
+        Some(""),
+        "Origins of the web pages that may send over HTTP, such as `https://shop.example`; `*` \
+         for all.",
+    ),
+    key(
         "ingest.request_bytes_max",
         Kind::Size,
         Some("64MiB"),
@@ -157,6 +185,21 @@ pub(super) const KEYS: &[Key] = &[
         "Bytes of requests that are not yet acknowledged.",
     )
     .between("1KiB", "1024GiB"),
+    key(
+        "ingest.connections_max",
+        Kind::Count,
+        Some("10000"),
+        "Connections of clients at once; more are closed at once.",
+    )
+    .between("1", "1000000"),
+    key(
+        "ingest.connection_age_max",
+        Kind::Duration,
+        Some("5m"),
+        "A connection is closed in an orderly way (GOAWAY) at this age, or up to three tenths \
+         later, so that clients find new nodes; `0s` for never.",
+    )
+    .between("0s", "24h"),
     key(
         "traces.root_delay",
         Kind::Duration,
@@ -247,11 +290,6 @@ pub(super) const KEYS: &[Key] = &[
 /// Paths, and values of them, that are designed and not built. They are refused by name, so that
 /// nobody believes that they work.
 pub(super) const NOT_YET: &[&str] = &[
-    "ingest.tls",
-    "ingest.bearer_tokens_file",
-    "ingest.cors_origins",
-    "ingest.connections_max",
-    "ingest.connection_age_max",
     "trace_group",
     "service_map",
     "red",

@@ -230,15 +230,28 @@ impl Meaning<'_> {
 
     fn ingest(&mut self) -> Ingest {
         let ingest = Ingest {
+            tls: self.ingest_tls(),
+            bearer_tokens_file: self.bearer_tokens_file(),
+            cors_origins: self.cors_origins(),
             request_bytes_max: self.values.size("ingest.request_bytes_max"),
             in_flight_bytes_max: self.values.size("ingest.in_flight_max"),
+            connections_max: usize::try_from(self.values.count("ingest.connections_max"))
+                .unwrap_or(usize::MAX),
+            connection_age_max: self.values.duration("ingest.connection_age_max"),
         };
-        if ingest.request_bytes_max > ingest.in_flight_bytes_max && self.is_clean(&["ingest"]) {
+        let limits = ["ingest.request_bytes_max", "ingest.in_flight_max"];
+        if ingest.request_bytes_max > ingest.in_flight_bytes_max && self.is_clean(&limits) {
             let most = self.values.typed("ingest.in_flight_max");
             let why = format!("more than ingest.in_flight_max ({most}), so it could never come in");
             self.conflict("ingest.request_bytes_max", why);
         }
         ingest
+    }
+
+    /// In the form of a header; what is no origin was found before.
+    fn cors_origins(&self) -> Vec<http::HeaderValue> {
+        let origins = self.values.list_of_texts("ingest.cors_origins");
+        origins.into_iter().filter_map(|origin| origin.parse().ok()).collect()
     }
 
     fn traces(&self, memory_bytes: u64) -> Traces {

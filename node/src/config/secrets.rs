@@ -1,4 +1,5 @@
-//! The files that make a node a member: cluster key, certificates, hash key.
+//! The files that make a node a member, and those by which clients are known: cluster key,
+//! certificates, hash key, tokens.
 //!
 //! Reads each file that is named and says what is wrong with it, so that a node with half a secret
 //! never starts. The cluster key is kept; certificates are only looked at, because they may be
@@ -8,8 +9,9 @@
 use super::error::Problem;
 use super::meant::Meaning;
 use super::read_text;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use crate::ingest::Tokens;
+use crate::reload::{File, FileError};
+use crate::tls::{self, ServerFiles};
 use std::path::PathBuf;
 use tracemesh_membership::HashKey;
 use tracemesh_transport::{ClusterKey, Credentials};
@@ -31,9 +33,9 @@ impl Meaning<'_> {
                 keys.map_or_else(development, Credentials::ClusterKey)
             }
             (None, [Some(ca_file), Some(cert_file), Some(key_file)]) => {
-                self.check_certificates("cluster.tls.ca_file");
-                self.check_certificates("cluster.tls.cert_file");
-                self.check_private_key("cluster.tls.key_file");
+                self.check_file("cluster.tls.ca_file", tls::certificates);
+                self.check_file("cluster.tls.cert_file", tls::certificates);
+                self.check_file("cluster.tls.key_file", tls::private_key);
                 Credentials::Files { ca_file, cert_file, key_file }
             }
             (Some(_), _) => {
@@ -70,6 +72,41 @@ impl Meaning<'_> {
         }
     }
 
+    pub(super) fn ingest_tls(&mut self) -> Option<ServerFiles> {
+        const CERT: &str = "ingest.tls.cert_file";
+        const KEY: &str = "ingest.tls.key_file";
+        const CLIENT_CA: &str = "ingest.tls.client_ca_file";
+        let [cert, key, client_ca_file] =
+            [CERT, KEY, CLIENT_CA].map(|path| self.values.optional_text(path).map(PathBuf::from));
+        let given = [(CERT, &cert), (KEY, &key), (CLIENT_CA, &client_ca_file)];
+        let (given, _) = given.into_iter().find(|(_, file)| file.is_some())?;
+        let (Some(cert_file), Some(key_file)) = (cert, key) else {
+            if self.is_clean(&["ingest.tls"]) {
+                self.conflict(given, "expected cert_file and key_file together in ingest.tls");
+            }
+            return None;
+        };
+        self.check_file(CERT, tls::certificates);
+        self.check_file(KEY, tls::private_key);
+        if client_ca_file.is_some() {
+            self.check_file(CLIENT_CA, tls::authorities);
+        }
+        let files = ServerFiles { cert_file, key_file, client_ca_file };
+        if self.is_clean(&["ingest.tls"])
+            && let Err(error) = files.check()
+        {
+            self.bad_file(CERT, &error.path.display().to_string(), error.why);
+        }
+        Some(files)
+    }
+
+    pub(super) fn bearer_tokens_file(&mut self) -> Option<PathBuf> {
+        const PATH: &str = "ingest.bearer_tokens_file";
+        let file = PathBuf::from(self.values.optional_text(PATH)?);
+        self.check_file(PATH, Tokens::parse);
+        Some(file)
+    }
+
     fn text_of(&mut self, path: &str, file: &str) -> Option<String> {
         let text = read_text(file.as_ref());
         text.map_err(|why| self.bad_file(path, file, format!("cannot read it: {why}"))).ok()
@@ -80,27 +117,11 @@ impl Meaning<'_> {
         self.error(self.values.origin(path), path, problem);
     }
 
-    fn check_certificates(&mut self, path: &str) {
+    /// Whether the file that a key names holds what `read` reads from it.
+    fn check_file<T>(&mut self, path: &str, read: impl Fn(&File) -> Result<T, FileError>) {
         let file = self.values.text(path).to_owned();
-        let Some(text) = self.text_of(path, &file) else {
-            return;
-        };
-        let certificates: Result<Vec<_>, _> =
-            CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        match certificates {
-            Ok(certificates) if !certificates.is_empty() => {}
-            Ok(_) => self.bad_file(path, &file, "expected a certificate in PEM, and it holds none"),
-            Err(error) => self.bad_file(path, &file, format!("no valid PEM: {error}")),
-        }
-    }
-
-    fn check_private_key(&mut self, path: &str) {
-        let file = self.values.text(path).to_owned();
-        let Some(text) = self.text_of(path, &file) else {
-            return;
-        };
-        if PrivateKeyDer::from_pem_slice(text.as_bytes()).is_err() {
-            self.bad_file(path, &file, "expected a private key in PEM, and it holds none");
+        if let Err(error) = File::read(file.as_ref()).and_then(|file| read(&file)) {
+            self.bad_file(path, &file, error.why);
         }
     }
 }

@@ -103,7 +103,15 @@ fn nothing_typed_is_one_node_on_loopback() {
         console: vec!["127.0.0.1:4320".parse().unwrap()],
     };
     assert_eq!(config.listen, listen);
-    let ingest = Ingest { request_bytes_max: 64 << 20, in_flight_bytes_max: 256 << 20 };
+    let ingest = Ingest {
+        tls: None,
+        bearer_tokens_file: None,
+        cors_origins: vec![],
+        request_bytes_max: 64 << 20,
+        in_flight_bytes_max: 256 << 20,
+        connections_max: 10_000,
+        connection_age_max: Duration::from_secs(300),
+    };
     assert_eq!(config.ingest, ingest);
     let traces = Traces {
         root_delay: Duration::from_secs(6),
@@ -151,7 +159,17 @@ listen:
   http: []
   mesh: '[::]:4319'
   console: '127.0.0.1:0'
-ingest: {request_bytes_max: 1MiB, in_flight_max: 1 MiB}
+ingest:
+  tls:
+    cert_file: ${env:CERT_FILE}
+    key_file: ${env:TLS_KEY_FILE}
+    client_ca_file: ${env:CERT_FILE}
+  bearer_tokens_file: ${env:TOKENS_FILE}
+  cors_origins: ['https://shop.example', 'http://localhost:3000']
+  request_bytes_max: 1MiB
+  in_flight_max: 1 MiB
+  connections_max: 7
+  connection_age_max: 0s
 traces:
   root_delay: 250ms
   age_max: 1h
@@ -174,8 +192,28 @@ sinks:
 log: {level: debug, format: json}
 ";
 
+/// A certificate that signed itself, and its key, both as PEM.
+fn certificate() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// The variables of [`FULL`] that name files for TLS and tokens.
+fn with_ingest_files(machine: Machine) -> Machine {
+    let (certificate, key) = certificate();
+    let files = [
+        ("CERT_FILE", machine.file("cert.pem", &certificate)),
+        ("TLS_KEY_FILE", machine.file("key.pem", &key)),
+        ("TOKENS_FILE", machine.file("tokens", "cart:secret\n")),
+    ];
+    files.into_iter().fold(machine, |machine, (name, path)| {
+        machine.with_variable(name, &path.display().to_string())
+    })
+}
+
 fn full() -> Config {
-    let machine = Machine::new();
+    let machine = with_ingest_files(Machine::new());
     let key = machine.file("cluster.key", &key_text(1)).display().to_string();
     let hash_key = machine.file("hash.key", "000102030405060708090a0b0c0d0e0f\n");
     let machine = machine
@@ -229,8 +267,17 @@ fn keys_of_listen_ingest_traces_drain_and_log_mean_what_they_say() {
         console: vec!["127.0.0.1:0".parse().unwrap()],
     };
     assert_eq!(config.listen, listen);
-    let ingest = Ingest { request_bytes_max: 1 << 20, in_flight_bytes_max: 1 << 20 };
-    assert_eq!(config.ingest, ingest);
+    let Ingest { tls: Some(tls), bearer_tokens_file: Some(tokens), .. } = &config.ingest else {
+        panic!("both are set: {:?}", config.ingest)
+    };
+    assert!(tls.cert_file.ends_with("cert.pem") && tls.key_file.ends_with("key.pem"));
+    assert_eq!(tls.client_ca_file.as_ref(), Some(&tls.cert_file));
+    assert!(tokens.ends_with("tokens"));
+    assert_eq!(config.ingest.cors_origins, ["https://shop.example", "http://localhost:3000"]);
+    assert_eq!(config.ingest.request_bytes_max, 1 << 20);
+    assert_eq!(config.ingest.in_flight_bytes_max, 1 << 20);
+    assert_eq!(config.ingest.connections_max, 7);
+    assert_eq!(config.ingest.connection_age_max, Duration::ZERO);
     let traces = Traces {
         root_delay: Duration::from_millis(250),
         age_max: Duration::from_secs(3600),
@@ -492,23 +539,20 @@ fn unknown_variables_are_refused_and_named_as_variables() {
 #[test]
 fn what_is_designed_and_not_built_is_refused_by_name() {
     assert_errors(
-        "ingest:\n  tls: {cert_file: x}\n  bearer_tokens_file: x\nsampling:\n  policies: []\n\
+        "sampling:\n  policies: []\n\
          service_map: {enabled: true}\nsinks:\n  - opensearch: {hosts: []}\n  \
          - otlp: {retry_for: 5m, protocol: http}\n  - file:\n      rotate: 1MiB\n  \
          - otlp: {endpoint: 'https://a:1'}\n",
         &[
-            "tracemesh.yaml:2: ingest.tls: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:3: ingest.bearer_tokens_file: not yet: this version does not have it; \
+            "tracemesh.yaml:1: sampling: not yet: this version does not have it; remove it",
+            "tracemesh.yaml:3: service_map: not yet: this version does not have it; remove it",
+            "tracemesh.yaml:5: sinks.opensearch: not yet: this version does not have it; remove it",
+            "tracemesh.yaml:6: sinks.otlp.retry_for: not yet: this version does not have it; \
              remove it",
-            "tracemesh.yaml:4: sampling: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:6: service_map: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:8: sinks.opensearch: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:9: sinks.otlp.retry_for: not yet: this version does not have it; \
-             remove it",
-            "tracemesh.yaml:9: sinks.otlp.protocol: not yet: \"http\" is not built; expected grpc",
-            "tracemesh.yaml:11: sinks.file.rotate: not yet: this version does not have it; remove \
+            "tracemesh.yaml:6: sinks.otlp.protocol: not yet: \"http\" is not built; expected grpc",
+            "tracemesh.yaml:8: sinks.file.rotate: not yet: this version does not have it; remove \
              it",
-            "tracemesh.yaml:12: sinks.otlp.endpoint: not yet: TLS to a sink is not built; expected \
+            "tracemesh.yaml:9: sinks.otlp.endpoint: not yet: TLS to a sink is not built; expected \
              http://HOST:PORT",
         ],
     );
@@ -744,6 +788,60 @@ fn certificates_are_looked_at_before_anything_starts() {
         assert!(error.starts_with(&format!("tracemesh.yaml:{line}: cluster.tls.")), "{error}");
         assert!(error.contains(why), "{error}");
     }
+}
+
+#[test]
+fn files_of_ingest_are_looked_at_before_anything_starts() {
+    let machine = Machine::new();
+    let ((certificate, key), (_, other_key)) = (certificate(), certificate());
+    let certificate = machine.file("cert.pem", &certificate).display().to_string();
+    let key = machine.file("key.pem", &key).display().to_string();
+    let other_key = machine.file("other.pem", &other_key).display().to_string();
+    let empty = machine.file("empty", "# cart:secret\n").display().to_string();
+    let refused = |file: String| Machine::new().with_file(&file).errors();
+    let tls = |cert: &str, key: &str, ca: &str| {
+        format!("ingest:\n  tls:\n    cert_file: {cert}\n    key_file: {key}\n    {ca}\n")
+    };
+
+    let errors = refused(tls(&key, &certificate, &format!("client_ca_file: {key}")));
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    for (error, (key, why)) in errors.iter().zip([
+        ("3: ingest.tls.cert_file", "expected a certificate in PEM"),
+        ("4: ingest.tls.key_file", "expected a private key in PEM"),
+        ("5: ingest.tls.client_ca_file", "expected a certificate in PEM"),
+    ]) {
+        assert!(error.starts_with(&format!("tracemesh.yaml:{key}: ")), "{error}");
+        assert!(error.contains(why), "{error}");
+    }
+
+    let errors = refused(tls(&certificate, &other_key, ""));
+    assert!(errors.len() == 1 && errors[0].contains("cert.pem: with /"), "{errors:?}");
+    assert_eq!(
+        refused(format!("ingest:\n  tls:\n    cert_file: {certificate}\n")),
+        ["tracemesh.yaml:3: ingest.tls.cert_file: expected cert_file and key_file together in \
+          ingest.tls"]
+    );
+
+    let errors = refused(format!("ingest:\n  bearer_tokens_file: {empty}\n"));
+    assert!(errors.len() == 1 && errors[0].contains("NAME:TOKEN"), "{errors:?}");
+    assert!(!errors[0].contains("secret"), "{errors:?}");
+    let errors = refused("ingest:\n  bearer_tokens_file: /no/such/file\n".to_owned());
+    assert!(errors[0].contains("/no/such/file: cannot read it: No such file"), "{errors:?}");
+}
+
+#[test]
+fn limits_and_origins_of_ingest_are_checked() {
+    assert_errors(
+        "ingest:\n  connections_max: 0\n  connection_age_max: 25h\n  cors_origins:\n    \
+         - https://a\n    - shop.example\n",
+        &[
+            "tracemesh.yaml:2: ingest.connections_max: 0 is out of range; expected 1 to 1000000",
+            "tracemesh.yaml:3: ingest.connection_age_max: 25h is out of range; expected 0s to 24h",
+            "tracemesh.yaml:6: ingest.cors_origins: \"shop.example\" is no origin; expected * or \
+             http(s)://HOST[:PORT] as browsers write it, in lower case and without a port that \
+             goes without saying",
+        ],
+    );
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) enum Kind {
     Text,
     Path,
     Url,
+    /// Of a web page.
+    Origin,
     Ip,
     /// Where to listen: an IP may be left out.
     Listener,
@@ -75,6 +77,7 @@ impl Kind {
             Self::Text => "text",
             Self::Path => "path",
             Self::Url => "URL",
+            Self::Origin => "origin",
             Self::Ip => "IP address",
             Self::Listener => "listener",
             Self::Socket => "IP address with port",
@@ -88,6 +91,7 @@ impl Kind {
             Self::List(item) => match item {
                 Self::Listener => "list of listeners",
                 Self::Address => "list of addresses",
+                Self::Origin => "list of origins",
                 _ => "list",
             },
             Self::Texts => "mapping of texts",
@@ -102,6 +106,10 @@ impl Kind {
             Self::Text => "at most 1024 bytes without control characters",
             Self::Path => "the name of a file or directory",
             Self::Url => "http://HOST:PORT",
+            Self::Origin => {
+                "* or http(s)://HOST[:PORT] as browsers write it, in lower case and without a port \
+                 that goes without saying"
+            }
             Self::Ip => "an IPv4 or IPv6 address, such as 127.0.0.1",
             Self::Listener => "IP:PORT or :PORT, such as \":4317\"",
             Self::Socket => "IP:PORT, such as 10.0.0.1:4319",
@@ -127,6 +135,7 @@ impl Kind {
             Self::Text => checked(is_text(text)),
             Self::Path => checked(!text.is_empty() && is_text(text)),
             Self::Url => checked(is_url(text)),
+            Self::Origin => checked(text == "*" || is_origin(text)),
             Self::Choice(choices) => checked(choices.contains(&text)),
             Self::Ip => text.parse().ok().map(Value::Ip),
             Self::Listener => listener(text),
@@ -164,6 +173,12 @@ fn is_url(text: &str) -> bool {
             && matches!(uri.path(), "" | "/")
             && uri.query().is_none()
     })
+}
+
+fn is_origin(text: &str) -> bool {
+    let is_default = text.starts_with("http://") && text.ends_with(":80")
+        || text.starts_with("https://") && text.ends_with(":443");
+    is_url(text) && !text.ends_with('/') && !is_default && !text.contains(char::is_uppercase)
 }
 
 fn listener(text: &str) -> Option<Value> {
@@ -254,12 +269,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 16] = [
+    const KINDS: [Kind; 17] = [
         Kind::Name,
         Kind::LowerName,
         Kind::Text,
         Kind::Path,
         Kind::Url,
+        Kind::Origin,
         Kind::Ip,
         Kind::Listener,
         Kind::Socket,
@@ -318,6 +334,13 @@ mod tests {
         );
         assert_refused(Kind::Url, &["a:1", "ftp://a", "http://a/b", "http://u:p@a", "http://a?b"]);
         assert!(Kind::Url.parse("http://[::1]:4317").is_some());
+        for origin in ["*", "https://shop.example", "http://localhost:3000", "http://[::1]:8080"] {
+            assert!(Kind::Origin.parse(origin).is_some(), "{origin}");
+        }
+        assert_refused(
+            Kind::Origin,
+            &["shop.example", "https://a/", "https://A", "https://a:443", "http://a:80", "null"],
+        );
         assert_refused(Kind::Number, &["", ".", "1e3", "NaN", "inf", "-1", "1,5"]);
     }
 

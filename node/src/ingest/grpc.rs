@@ -6,10 +6,11 @@
 //! in the middle of a bomb: tonic answers too much with codes that clients send again for ever, or
 //! drop though they should not. tonic gives the statuses and the health service.
 //!
-//! The invariant: every call of the trace service is answered with OK, `INVALID_ARGUMENT`, or
-//! `UNAVAILABLE` with `RetryInfo`. Answers are never compressed: they are some bytes long.
+//! The invariant: every call of the trace service is answered with OK, `INVALID_ARGUMENT`,
+//! `UNAUTHENTICATED`, or `UNAVAILABLE` with `RetryInfo`. Answers are never compressed: they are some
+//! bytes long. The health service is open to all.
 
-use super::answer;
+use super::answer::{self, Failure};
 use super::collect::Encoding;
 use super::intake::{Charge, Intake, Received};
 use super::{Accepted, Admission, Export, Refusal};
@@ -120,8 +121,9 @@ fn misdirected<B>(request: &Request<B>) -> Option<Response<Body>> {
             Some(Status::unimplemented("Tracemesh takes traces only").into_http())
         }
         path => {
-            let text = format!("no method {path}; there is {TRACE_EXPORT}");
-            Some(Status::unimplemented(text).into_http())
+            let text = format!("there is only {TRACE_EXPORT}, and no {path}");
+            let Failure { code, message, .. } = Failure::new(Code::Unimplemented, text);
+            Some(Status::new(code, message).into_http())
         }
     }
 }
@@ -144,21 +146,20 @@ where
         response.headers_mut().insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);
         return response;
     };
-    let answer = match intake.admit() {
-        Ok(charge) => {
-            match intake.read(read(intake, charge, request.into_body(), encoding)).await {
-                Ok(received) => intake.take(received).await,
-                Err(refusal) => Err(refusal),
-            }
-        }
-        Err(refusal) => Err(refusal),
+    let answer = async {
+        let charge = intake.admit(request.headers())?;
+        let read = read(intake, charge, request.into_body(), encoding);
+        let received = intake.read(read).await?;
+        intake.in_time(intake.take(received)).await
     };
+    let answer = answer.await;
     intake.answered(Protocol::Grpc, &answer);
     let mut response = match answer {
         Ok(accepted) => accepted_response(&accepted),
         Err(refusal) => {
-            let details = answer::refused_protobuf(&refusal);
-            Status::with_details(answer::code(&refusal), refusal.to_string(), details).into_http()
+            let failure = Failure::from(&refusal);
+            let details = failure.protobuf();
+            Status::with_details(failure.code, failure.message, details).into_http()
         }
     };
     response.headers_mut().insert("grpc-accept-encoding", ACCEPTED_ENCODINGS);

@@ -1,11 +1,12 @@
 //! OTLP over HTTP: protobuf and JSON.
 //!
-//! The invariant: the answer has the request's content type, for refusals a `google.rpc.Status`; a
-//! request that is no OTLP request at all is told in plain text what would be. A refused request is
+//! The invariant: the answer has the request's content type, for whatever fails a
+//! `google.rpc.Status`; where that type is neither, plain text. What is no export request is told what
+//! would be. Answers are never compressed: [`answer`] bounds them to some bytes. A refused request is
 //! read to its end, and forgotten, for some seconds: an HTTP/1 client that is still sending would
 //! otherwise see a broken connection, and send again for ever what can never be accepted.
 
-use super::answer;
+use super::answer::{self, Failure};
 use super::collect::Encoding;
 use super::grpc::TRACE_EXPORT;
 use super::intake::{Charge, Intake, Received};
@@ -13,20 +14,29 @@ use super::{Accepted, Export, Refusal};
 use crate::listen::Respond;
 use crate::metrics::Protocol;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::header::{
+    ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
+use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
+use tonic::Code;
+use tower::util::option_layer;
+use tower::{Layer, service_fn};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// How long a refused client may go on sending before it gets its answer: 64 MiB at 0.1 Gbit/s.
 const FORGET_MAX: Duration = Duration::from_secs(5);
 /// JSON up to this size is converted on the spot, in some milliseconds.
 const JSON_INLINE_MAX: usize = 1 << 20;
+/// How long browsers may remember what a web page may send; none remembers longer than two hours.
+const CORS_AGE_MAX: Duration = Duration::from_secs(3600);
 const TRACES: &str = "/v1/traces";
 const OTHER_SIGNALS: [&str; 3] = ["/v1/metrics", "/v1/logs", "/v1development/profiles"];
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
@@ -50,11 +60,28 @@ struct Head {
 type Answer = Response<Full<Bytes>>;
 
 /// Answers requests on an OTLP HTTP port.
-pub(super) fn service<E: Export>(intake: Intake<E>) -> impl Respond<Full<Bytes>> {
-    hyper::service::service_fn(move |request: Request<Incoming>| {
+pub(super) fn service<E: Export>(
+    intake: Intake<E>,
+    cors_origins: &[HeaderValue],
+) -> impl Respond<Full<Bytes>> {
+    let respond = service_fn(move |request: Request<Incoming>| {
         let intake = intake.clone();
         async move { Ok::<_, Infallible>(respond(&intake, request).await) }
-    })
+    });
+    TowerToHyperService::new(option_layer(cors(cors_origins)).layer(respond))
+}
+
+/// What web pages of these origins may do, if there are any: browsers ask with OPTIONS before they
+/// send, and without a token.
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let origins = match origins {
+        [] => return None,
+        _ if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
+        _ => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let layer = CorsLayer::new().allow_origin(origins).allow_methods([Method::POST]);
+    let layer = layer.allow_headers(AllowHeaders::mirror_request());
+    Some(layer.expose_headers([RETRY_AFTER]).max_age(CORS_AGE_MAX))
 }
 
 pub(super) async fn respond<E, B>(intake: &Intake<E>, request: Request<B>) -> Answer
@@ -65,7 +92,7 @@ where
     let (parts, mut body) = request.into_parts();
     let response = match head(&parts.method, parts.uri.path(), &parts.headers) {
         Ok(head) => {
-            let answer = export(intake, head, &mut body).await;
+            let answer = export(intake, head, &parts.headers, &mut body).await;
             intake.answered(Protocol::Http, &answer);
             response(head.format, answer)
         }
@@ -92,32 +119,35 @@ where
 
 /// Checks everything that can be said before the body is read.
 fn head(method: &Method, path: &str, headers: &HeaderMap) -> Result<Head, Box<Answer>> {
+    let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let format = format(value(CONTENT_TYPE));
+    let told =
+        |status, code, text: String| Box::new(failed(format, status, &Failure::new(code, text)));
     if OTHER_SIGNALS.contains(&path) {
-        let text = format!("Tracemesh takes traces only: POST {TRACES}\n");
-        return Err(Box::new(plain(StatusCode::NOT_FOUND, text)));
+        let text = format!("Tracemesh takes traces only: POST {TRACES}");
+        return Err(told(StatusCode::NOT_FOUND, Code::Unimplemented, text));
     }
     if path != TRACES && path != TRACE_EXPORT {
-        let text = format!("nothing here; there is POST {TRACES} and POST {TRACE_EXPORT}\n");
-        return Err(Box::new(plain(StatusCode::NOT_FOUND, text)));
+        let text = format!("nothing here; there is POST {TRACES} and POST {TRACE_EXPORT}");
+        return Err(told(StatusCode::NOT_FOUND, Code::Unimplemented, text));
     }
     if method != Method::POST {
-        let text = format!("POST spans to {path}\n");
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+        let text = format!("POST spans to {path}");
+        let mut response = told(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, text);
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-        return Err(Box::new(response));
+        return Err(response);
     }
-    let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let Some(format) = format(value(CONTENT_TYPE)) else {
+    let Some(format) = format else {
         let text = "content-type must be application/x-protobuf or application/json; \
-                    OTLP over gRPC is on another port, listen.grpc, by default 4317\n";
-        return Err(Box::new(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text.into())));
+                    OTLP over gRPC is on another port, listen.grpc, by default 4317";
+        return Err(told(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, text.into()));
     };
     let Some(encoding) = Encoding::parse(value(CONTENT_ENCODING)) else {
-        let text = format!("content-encoding must be one of {}\n", Encoding::ACCEPTED);
-        let mut response = plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+        let text = format!("content-encoding must be one of {}", Encoding::ACCEPTED);
+        let mut response = told(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, text);
         let accepted = HeaderValue::from_static(Encoding::ACCEPTED);
         response.headers_mut().insert(ACCEPT_ENCODING, accepted);
-        return Err(Box::new(response));
+        return Err(response);
     };
     Ok(Head { format, encoding })
 }
@@ -134,17 +164,26 @@ fn format(content_type: &[u8]) -> Option<Format> {
     }
 }
 
-async fn export<E, B>(intake: &Intake<E>, head: Head, body: &mut B) -> Result<Accepted, Refusal>
+async fn export<E, B>(
+    intake: &Intake<E>,
+    head: Head,
+    headers: &HeaderMap,
+    body: &mut B,
+) -> Result<Accepted, Refusal>
 where
     E: Export,
     B: Body<Data = Bytes> + Unpin,
 {
-    let charge = intake.admit()?;
-    let mut received = intake.read(read(intake, charge, body, head.encoding)).await?;
-    if head.format == Format::Json {
-        received = from_json(received).await?;
-    }
-    intake.take(received).await
+    let charge = intake.admit(headers)?;
+    let received = intake.read(read(intake, charge, body, head.encoding)).await?;
+    let answering = async {
+        let received = match head.format {
+            Format::Protobuf => received,
+            Format::Json => from_json(received).await?,
+        };
+        intake.take(received).await
+    };
+    intake.in_time(answering).await
 }
 
 async fn read<E, B>(
@@ -191,34 +230,47 @@ fn convert(json: Received) -> Result<Received, Refusal> {
 }
 
 fn response(format: Format, answer: Result<Accepted, Refusal>) -> Answer {
-    let body = match (format, &answer) {
-        (Format::Protobuf, Ok(accepted)) => answer::accepted_protobuf(accepted).into(),
-        (Format::Protobuf, Err(refusal)) => answer::refused_protobuf(refusal),
-        (Format::Json, Ok(accepted)) => answer::accepted_json(accepted).into(),
-        (Format::Json, Err(refusal)) => answer::refused_json(refusal).into(),
+    let refusal = match answer {
+        Ok(accepted) => {
+            let (content_type, body) = match format {
+                Format::Protobuf => (PROTOBUF, answer::accepted_protobuf(&accepted).into()),
+                Format::Json => (JSON, answer::accepted_json(&accepted).into()),
+            };
+            return written(StatusCode::OK, content_type, body);
+        }
+        Err(refusal) => refusal,
     };
-    let mut response = Response::new(Full::new(body));
-    let content_type = match format {
-        Format::Protobuf => PROTOBUF,
-        Format::Json => JSON,
-    };
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
-    match answer {
-        Ok(_) => {}
-        Err(Refusal::Malformed(_)) => *response.status_mut() = StatusCode::BAD_REQUEST,
-        Err(Refusal::TooLarge(_)) => *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE,
-        Err(Refusal::Later { after, .. }) => {
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            let seconds = HeaderValue::from(answer::retry_seconds(after));
-            response.headers_mut().insert(RETRY_AFTER, seconds);
+    let failure = Failure::from(&refusal);
+    let failed = |status| failed(Some(format), status, &failure);
+    match refusal {
+        Refusal::Malformed(_) => failed(StatusCode::BAD_REQUEST),
+        Refusal::TooLarge(_) => failed(StatusCode::PAYLOAD_TOO_LARGE),
+        Refusal::Unauthenticated => {
+            let mut response = failed(StatusCode::UNAUTHORIZED);
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
+        Refusal::Later { .. } => {
+            let mut response = failed(StatusCode::SERVICE_UNAVAILABLE);
+            let seconds = failure.retry_seconds.map(HeaderValue::from);
+            response.headers_mut().extend(seconds.map(|seconds| (RETRY_AFTER, seconds)));
+            response
         }
     }
-    response
 }
 
-fn plain(status: StatusCode, text: String) -> Answer {
-    let mut response = Response::new(Full::from(text));
+/// Tells of a failure in the format of the request, as far as it is known.
+fn failed(format: Option<Format>, status: StatusCode, failure: &Failure) -> Answer {
+    match format {
+        Some(Format::Protobuf) => written(status, PROTOBUF, failure.protobuf()),
+        Some(Format::Json) => written(status, JSON, failure.json().into()),
+        None => written(status, TEXT, format!("{}\n", failure.message).into()),
+    }
+}
+
+fn written(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

@@ -3,13 +3,17 @@
 //! The invariant: every request is counted once, by its answer; its bytes are charged to
 //! [`InFlight`] as they arrive or grow by decompression, until it is answered or its client is
 //! gone. A request that makes the code behind [`Export`] panic costs that request only: it is
-//! refused for good, because the next node would fare no better.
+//! refused for good, because the next node would fare no better. A request has [`READ_MAX`] to
+//! arrive, and from its last byte on the node has the time of [`super::Settings`] to answer.
 
 use super::collect::{Collector, Encoding};
+use super::tokens::Tokens;
 use super::{Accepted, Admission, Export, Refusal};
 use crate::metrics::{Answer, IngestMetrics, Protocol, Reason};
+use crate::reload::InUse;
 use bytes::Bytes;
 use futures_util::FutureExt;
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::panic::AssertUnwindSafe;
@@ -101,28 +105,24 @@ pub(super) struct Received {
 }
 
 /// What both servers share.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Intake<E> {
-    export: E,
-    admission: watch::Receiver<Admission>,
-    in_flight: Arc<InFlight>,
-    request_bytes_max: usize,
-    metrics: IngestMetrics,
+    pub(super) export: E,
+    /// None: everybody may send.
+    pub(super) tokens: Option<InUse<Tokens>>,
+    pub(super) admission: watch::Receiver<Admission>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) request_bytes_max: usize,
+    pub(super) answer_max: Duration,
+    pub(super) metrics: IngestMetrics,
 }
 
 impl<E: Export> Intake<E> {
-    pub(super) fn new(
-        export: E,
-        admission: watch::Receiver<Admission>,
-        in_flight: Arc<InFlight>,
-        request_bytes_max: usize,
-        metrics: IngestMetrics,
-    ) -> Self {
-        Self { export, admission, in_flight, request_bytes_max, metrics }
-    }
-
     /// Lets a request in, before a byte of it is read.
-    pub(super) fn admit(&self) -> Result<Charge, Refusal> {
+    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<Charge, Refusal> {
+        if self.tokens.as_ref().is_some_and(|tokens| !tokens.get().allow(headers)) {
+            return Err(Refusal::Unauthenticated);
+        }
         match *self.admission.borrow() {
             Admission::Joining => return Err(self.in_flight.later("the node is still joining")),
             Admission::Serving | Admission::Leaving => {}
@@ -171,6 +171,18 @@ impl<E: Export> Intake<E> {
         }
     }
 
+    /// What becomes of a request of which the last byte has just come, or "later" when that takes
+    /// too long.
+    pub(super) async fn in_time(
+        &self,
+        answering: impl Future<Output = Result<Accepted, Refusal>>,
+    ) -> Result<Accepted, Refusal> {
+        match timeout(self.answer_max, answering).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.in_flight.later("the spans could not be held in time")),
+        }
+    }
+
     /// Passes a request on.
     pub(super) async fn take(&self, received: Received) -> Result<Accepted, Refusal> {
         let Received { bytes, charge } = received;
@@ -202,6 +214,7 @@ impl<E: Export> Intake<E> {
                 tracing::debug!(reason = %Reason::Size, %protocol, why, "request refused");
                 (Answer::TooLarge, Some(Reason::Size))
             }
+            Err(Refusal::Unauthenticated) => (Answer::Unauthenticated, None),
             Err(Refusal::Later { why, .. }) => {
                 tracing::debug!(%protocol, why, "request put off");
                 (Answer::Later, None)

@@ -4,6 +4,8 @@ mod answers;
 mod connections;
 mod grpc;
 mod http;
+mod tls;
+mod tokens;
 
 use super::answer::{RetryInfo, RpcStatus};
 use super::*;
@@ -21,6 +23,7 @@ use prost::Message;
 use serde_json::json;
 use std::io::Write;
 use std::sync::Mutex;
+use std::time::SystemTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -33,6 +36,26 @@ use tonic_health::pb::health_client::HealthClient;
 const PATIENCE: Duration = Duration::from_secs(30);
 const LIMIT: usize = 1 << 20;
 const LONG_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+/// Free ports of loopback, and patience with requests that a test holds open.
+fn settings() -> Settings {
+    Settings { request_bytes_max: LIMIT, answer_max: PATIENCE, ..Settings::default() }
+}
+
+/// The time by which certificates of clients are checked; those of tests are valid far around it.
+fn clock() -> WallClock {
+    Arc::new(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
+}
+
+/// Waits, without sleeping, for what is on its way.
+async fn wait_until(mut happened: impl FnMut() -> bool) {
+    let happens = async {
+        while !happened() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, happens).await.expect("it happens in time");
+}
 
 /// In the place of the router.
 #[derive(Clone)]
@@ -56,6 +79,8 @@ struct Server {
     fake: Fake,
     grpc: SocketAddr,
     http: SocketAddr,
+    grpcs: Vec<SocketAddr>,
+    https: Vec<SocketAddr>,
     admission: watch::Sender<Admission>,
     in_flight: Arc<InFlight>,
     registry: Registry,
@@ -65,13 +90,13 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        Self::with(Settings { request_bytes_max: LIMIT, ..Settings::default() }).await
+        Self::with(settings()).await
     }
 
     async fn with(settings: Settings) -> Self {
         let in_flight = InFlight::new(settings.in_flight_max);
-        let listeners = Listeners::bind(settings).await.unwrap();
-        let (grpc, http) = (listeners.grpc_addresses()[0], listeners.http_addresses()[0]);
+        let listeners = Listeners::bind(settings, &clock()).await.unwrap();
+        let (grpcs, https) = (listeners.grpc_addresses(), listeners.http_addresses());
         let fake = Fake {
             received: Arc::default(),
             answer: Arc::new(Mutex::new(Ok(Accepted::default()))),
@@ -88,7 +113,8 @@ impl Server {
             metrics,
             drain.clone(),
         ));
-        Self { fake, grpc, http, admission, in_flight, registry, drain, task }
+        let (grpc, http) = (grpcs[0], https[0]);
+        Self { fake, grpc, http, grpcs, https, admission, in_flight, registry, drain, task }
     }
 
     fn answer(&self, answer: Result<Accepted, Refusal>) {
@@ -101,12 +127,7 @@ impl Server {
 
     /// Waits until the stand-in has seen so many requests.
     async fn wait_received(&self, count: usize) {
-        let all = async {
-            while self.received().len() < count {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, all).await.unwrap();
+        wait_until(|| self.received().len() >= count).await;
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -182,6 +203,15 @@ impl Reply {
 
     fn grpc_message(&self) -> String {
         self.header("grpc-message").replace("%20", " ")
+    }
+
+    /// What a failure says, in whatever format.
+    fn message(&self) -> String {
+        match self.header(CONTENT_TYPE) {
+            "application/x-protobuf" => self.rpc_status().message,
+            "application/json" => self.json()["message"].as_str().unwrap().to_owned(),
+            _ => self.text().to_owned(),
+        }
     }
 
     fn json(&self) -> serde_json::Value {

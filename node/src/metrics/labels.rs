@@ -86,6 +86,18 @@ label! {
         TooLarge = "too_large",
         /// To come back later.
         Later = "later",
+        /// That it has no token by which it may send.
+        Unauthenticated = "unauthenticated",
+    }
+}
+
+label! {
+    /// Why a connection of a client came to nothing.
+    ConnectionRefusal {
+        /// There are too many.
+        Full = "full",
+        /// The two sides do not agree upon TLS: no certificate, one of another authority, or no TLS.
+        Tls = "tls",
     }
 }
 
@@ -168,6 +180,14 @@ labels! {
     ReasonLabels {
         /// Why.
         reason: Reason,
+    }
+}
+
+labels! {
+    /// Of connections that came to nothing.
+    ConnectionRefusalLabels {
+        /// Why.
+        cause: ConnectionRefusal,
     }
 }
 

@@ -20,6 +20,11 @@ pub(super) fn ingest_settings(config: &Config) -> ingest::Settings {
         http: config.listen.http.clone(),
         request_bytes_max: size(config.ingest.request_bytes_max),
         in_flight_max: size(config.ingest.in_flight_bytes_max),
+        connections_max: config.ingest.connections_max,
+        connection_age_max: config.ingest.connection_age_max,
+        tls: config.ingest.tls.clone(),
+        bearer_tokens_file: config.ingest.bearer_tokens_file.clone(),
+        cors_origins: config.ingest.cors_origins.clone(),
         ..Default::default()
     }
 }

@@ -94,7 +94,9 @@ async fn refusals_for_now_say_when_to_come_back() {
 
     let reply = server.post(&[JSON], "{}").await;
     assert_eq!(reply.header(RETRY_AFTER), "2");
-    assert_eq!(reply.json(), json!({ "code": 14, "message": "try again" }));
+    let retry = json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "2s" });
+    let expected = json!({ "code": 14, "message": "try again", "details": [retry] });
+    assert_eq!(reply.json(), expected);
 }
 
 pub(super) fn retry_seconds(status: &RpcStatus) -> i64 {
@@ -173,7 +175,7 @@ async fn joining_node_asks_clients_to_come_back_and_health_follows() {
 
 #[tokio::test]
 async fn bytes_in_flight_are_bounded_over_both_protocols() {
-    let settings = Settings { request_bytes_max: 1000, in_flight_max: 1000, ..Settings::default() };
+    let settings = Settings { request_bytes_max: 1000, in_flight_max: 1000, ..settings() };
     let server = Server::with(settings).await;
     server.fake.open.send_replace(false);
     let first = server.export(&[], frame(0, &[1; 600]));
@@ -205,4 +207,29 @@ async fn request_that_makes_the_node_panic_costs_that_request_only() {
     assert_eq!(server.post(&[PROTOBUF], "panic").await.status, StatusCode::BAD_REQUEST);
     assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
     assert_eq!(server.in_flight.bytes(), 0);
+}
+
+#[tokio::test]
+async fn request_that_is_not_held_in_time_is_put_off() {
+    let answer_max = Duration::from_millis(20);
+    let server = Server::with(Settings { answer_max, ..settings() }).await;
+    server.fake.open.send_replace(false);
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Unavailable);
+    let reply = server.post(&[PROTOBUF], "x").await;
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!((1..=10).contains(&reply.header(RETRY_AFTER).parse::<u32>().unwrap()));
+    assert_eq!(server.in_flight.bytes(), 0);
+    assert_eq!(server.counter("requests_total{protocol=\"grpc\",answer=\"later\"}"), 1);
+}
+
+#[tokio::test]
+async fn clients_that_are_put_off_together_come_back_at_different_times() {
+    let server = Server::start().await;
+    server.admission.send_replace(Admission::Joining);
+    let mut seconds = std::collections::BTreeSet::new();
+    for _ in 0..10 {
+        let reply = server.post(&[PROTOBUF], "x").await;
+        seconds.insert(reply.header(RETRY_AFTER).parse::<u32>().unwrap());
+    }
+    assert!(seconds.len() > 3 && seconds.iter().all(|seconds| (1..=10).contains(seconds)));
 }

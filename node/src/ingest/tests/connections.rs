@@ -13,12 +13,7 @@ async fn request_whose_client_is_gone_gives_its_bytes_back() {
     server.wait_received(1).await;
     assert_eq!(server.in_flight.bytes(), 3);
     drop(stream);
-    let given_back = async {
-        while server.in_flight.bytes() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, given_back).await.unwrap();
+    wait_until(|| server.in_flight.bytes() == 0).await;
 }
 
 #[tokio::test]
@@ -85,8 +80,7 @@ async fn drain_drops_what_does_not_finish() {
 async fn port_in_use_is_named() {
     let server = Server::start().await;
     let taken = Settings { http: vec![server.http], ..Settings::default() };
-    let error = Listeners::bind(taken).await.unwrap_err();
-    assert_eq!((error.key, error.address), ("listen.http", server.http));
+    let error = Listeners::bind(taken, &clock()).await.err().unwrap();
     let said = error.to_string();
     assert!(said.contains(&format!("cannot listen on {} (listen.http)", server.http)), "{said}");
     assert!(said.contains("another process has this port"), "{said}");
@@ -94,33 +88,134 @@ async fn port_in_use_is_named() {
 
 #[tokio::test]
 async fn connections_are_bounded() {
-    let settings = Settings { connections_max: 1, ..Settings::default() };
-    let server = Server::with(settings).await;
+    let server = Server::with(Settings { connections_max: 1, ..settings() }).await;
     let mut first = TcpStream::connect(server.http).await.unwrap();
     let request = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
     first.write_all(request).await.unwrap();
     assert_eq!(first.read_u8().await.unwrap(), b'H');
     let mut second = TcpStream::connect(server.grpc).await.unwrap();
-    let mut nothing = Vec::new();
-    let ended = timeout(PATIENCE, second.read_to_end(&mut nothing)).await.unwrap();
-    assert!(ended.is_err() || nothing.is_empty());
+    assert_eq!(rest(&mut second).await, b"");
+    assert_eq!(server.counter("connections_refused_total{cause=\"full\"}"), 1);
+}
+
+/// What still comes until the other side ends the connection, however it does.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    // Longer than anything waits, for tests whose clock is paused.
+    let _ = timeout(10 * PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+    rest
 }
 
 #[tokio::test]
-async fn old_connections_are_closed_in_an_orderly_way() {
-    let settings = Settings { connection_age_max: Duration::from_millis(1), ..Settings::default() };
-    let server = Server::with(settings).await;
+async fn headers_are_bounded() {
+    let server = Server::start().await;
+    let many = "a: b\r\n".repeat(1000);
+    let long = format!("a: {}\r\n", "b".repeat(1 << 20));
+    for headers in [many, long] {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        let head = format!("POST /v1/traces HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        let reply = rest(&mut stream).await;
+        let reply = String::from_utf8_lossy(&reply);
+        // Who is still sending may see the end of the connection alone.
+        assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 431 "), "{reply}");
+    }
+    assert_eq!(server.post(&[PROTOBUF], "x").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn client_that_begins_and_says_no_more_is_left() {
+    let server = Server::start().await;
+    for begun in [&b""[..], b"PRI * HTTP/2.0\r\n", b"POST /v1/traces HTTP/1.1\r\nHost: x\r\n"] {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        stream.write_all(begun).await.unwrap();
+        // Nothing happens from here on but the end of waiting.
+        tokio::time::pause();
+        assert_eq!(rest(&mut stream).await, b"", "{}", String::from_utf8_lossy(begun));
+        tokio::time::resume();
+    }
+}
+
+/// A client of HTTP/2 that sees every frame.
+struct Frames(TcpStream);
+
+impl Frames {
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+
+    async fn connect(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let settings = [0, 0, 0, Self::SETTINGS, 0, 0, 0, 0, 0];
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        stream.write_all(&settings).await.unwrap();
+        Self(stream)
+    }
+
+    /// The payload of the next frame of a kind.
+    async fn next(&mut self, kind: u8) -> Vec<u8> {
+        loop {
+            let mut head = [0; 9];
+            timeout(PATIENCE, self.0.read_exact(&mut head)).await.unwrap().unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            timeout(PATIENCE, self.0.read_exact(&mut payload)).await.unwrap().unwrap();
+            if head[3] == kind {
+                return payload;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn streams_of_a_connection_are_bounded() {
+    let server = Server::start().await;
+    let settings = Frames::connect(server.grpc).await.next(Frames::SETTINGS).await;
+    let values: Vec<_> = settings.chunks(6).map(|value| value.to_vec()).collect();
+    let (concurrent_streams, header_list_bytes) = (3, 6);
+    assert!(values.contains(&vec![0, concurrent_streams, 0, 0, 1, 0]), "256: {values:?}");
+    assert!(values.contains(&vec![0, header_list_bytes, 0, 0, 64, 0]), "16 KiB: {values:?}");
+}
+
+#[tokio::test]
+async fn draining_node_takes_requests_while_it_announces_and_then_sends_clients_away() {
+    let mut server = Server::start().await;
+    let mut idle = Frames::connect(server.grpc).await;
+    idle.next(Frames::SETTINGS).await;
+    server.admission.send_replace(Admission::Leaving);
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
+    assert_eq!(server.post(&[PROTOBUF], "x").await.status, StatusCode::OK);
+    server.drain.cancel();
+    let goaway = idle.next(Frames::GOAWAY).await;
+    assert_eq!(goaway[4..8], [0; 4], "without an error");
+    drop(idle);
+    timeout(PATIENCE, server.task.join_next()).await.unwrap().unwrap().unwrap();
+    assert!(TcpStream::connect(server.grpc).await.is_err());
+}
+
+#[tokio::test]
+async fn old_connections_are_sent_away() {
+    let connection_age_max = Duration::from_millis(1);
+    let server = Server::with(Settings { connection_age_max, ..settings() }).await;
+    let goaway = Frames::connect(server.grpc).await.next(Frames::GOAWAY).await;
+    assert_eq!(goaway[4..8], [0; 4], "without an error");
+}
+
+#[tokio::test]
+async fn old_connection_is_closed_when_its_request_is_answered() {
+    let connection_age_max = PATIENCE / 10;
+    let server = Server::with(Settings { connection_age_max, ..settings() }).await;
     server.fake.open.send_replace(false);
     let mut stream = TcpStream::connect(server.http).await.unwrap();
     let request = "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\
                    Content-Type: application/x-protobuf\r\n\r\nx";
     stream.write_all(request.as_bytes()).await.unwrap();
     server.wait_received(1).await;
-    tokio::time::sleep(Duration::from_millis(2)).await;
+    tokio::time::pause();
+    tokio::time::advance(2 * connection_age_max).await;
+    tokio::time::resume();
     server.fake.open.send_replace(true);
-    let mut reply = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200 OK"), "{reply}");
+    let reply = rest(&mut stream).await;
+    assert!(reply.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&reply));
 }
 
 #[tokio::test]
@@ -130,10 +225,15 @@ async fn several_addresses_and_ipv6_are_served() {
         return; // This host has no IPv6.
     }
     let v4 = Settings::default().http[0];
-    let settings = Settings { http: vec![v6, v4], ..Settings::default() };
-    let listeners = Listeners::bind(settings).await.unwrap();
-    let [v6, v4] = listeners.http_addresses()[..] else { panic!("two addresses") };
-    assert!(v6.is_ipv6() && v4.is_ipv4() && v6.port() != 0);
+    let both = Settings { http: vec![v6, v4], grpc: vec![v4, v6], ..settings() };
+    let mut server = Server::with(both).await;
+    assert!(server.http.is_ipv6() && server.grpc.is_ipv4());
+    assert_eq!(server.post(&[PROTOBUF], "x").await.status, StatusCode::OK);
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
+    [server.grpc, server.http] = [server.grpcs[1], server.https[1]];
+    assert!(server.http.is_ipv4() && server.grpc.is_ipv6());
+    assert_eq!(server.post(&[PROTOBUF], "x").await.status, StatusCode::OK);
+    assert_eq!(server.export(&[], frame(0, b"x")).await.grpc_code(), Code::Ok);
 }
 
 /// Bodies in memory, so that the clock can be paused.
@@ -158,9 +258,16 @@ mod slow {
             answer: Arc::new(Mutex::new(Ok(Accepted::default()))),
             open: watch::Sender::new(true),
         };
-        let admission = watch::Sender::new(Admission::Serving).subscribe();
-        let metrics = Metrics::register(&mut registry()).ingest;
-        (Intake::new(fake, admission, in_flight.clone(), LIMIT, metrics), in_flight)
+        let intake = Intake {
+            export: fake,
+            tokens: None,
+            admission: watch::Sender::new(Admission::Serving).subscribe(),
+            in_flight: in_flight.clone(),
+            request_bytes_max: LIMIT,
+            answer_max: PATIENCE,
+            metrics: Metrics::register(&mut registry()).ingest,
+        };
+        (intake, in_flight)
     }
 
     #[tokio::test(start_paused = true)]

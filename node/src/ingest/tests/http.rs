@@ -56,7 +56,7 @@ async fn json_becomes_protobuf_and_is_answered_as_json() {
 }
 
 #[tokio::test]
-async fn what_is_no_export_over_http_is_told_what_would_be() {
+async fn what_is_no_export_over_http_is_told_what_would_be_in_the_format_of_the_request() {
     let server = Server::start().await;
     let none = Empty::<Bytes>::new;
     for (path, said) in [
@@ -65,14 +65,19 @@ async fn what_is_no_export_over_http_is_told_what_would_be() {
         ("/", "POST /v1/traces"),
         ("/v1/traces/", LONG_PATH),
     ] {
-        let reply = server.http(Method::POST, path, &[PROTOBUF], none()).await;
-        assert_eq!(reply.status, StatusCode::NOT_FOUND, "{path}");
-        assert!(reply.text().contains(said), "{path}: {}", reply.text());
+        for content_type in ["application/x-protobuf", "application/json", "text/plain"] {
+            let headers = [("content-type", content_type)];
+            let reply = server.http(Method::POST, path, &headers, none()).await;
+            assert_eq!(reply.status, StatusCode::NOT_FOUND, "{path}");
+            assert!(reply.header(CONTENT_TYPE).starts_with(content_type), "{reply:?}");
+            assert!(reply.message().contains(said), "{path}: {reply:?}");
+        }
     }
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS] {
         let reply = server.http(method, "/v1/traces", &[PROTOBUF], none()).await;
         assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(reply.header(ALLOW), "POST");
+        assert_eq!(reply.rpc_status().code, 12);
     }
     for content_type in ["text/plain", "application/grpc", ""] {
         let reply = server.post(&[("content-type", content_type)], "x").await;
@@ -80,10 +85,61 @@ async fn what_is_no_export_over_http_is_told_what_would_be() {
         assert!(reply.text().contains("application/x-protobuf"));
     }
     assert_eq!(server.post(&[], "x").await.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    let reply = server.post(&[PROTOBUF, (CONTENT_ENCODING.as_str(), "br")], "x").await;
+    let reply = server.post(&[JSON, (CONTENT_ENCODING.as_str(), "br")], "x").await;
     assert_eq!(reply.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert_eq!(reply.header("accept-encoding"), "gzip, zstd, identity");
+    assert_eq!(reply.json()["code"], 3);
     assert_eq!(server.received(), Vec::<Bytes>::new());
+}
+
+#[tokio::test]
+async fn answer_is_short_whatever_a_client_sent() {
+    let server = Server::start().await;
+    let span = json!({ "traceId": "x".repeat(LIMIT / 2) });
+    let json = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [span] }] }] });
+    let reply = server.post(&[JSON], json.to_string()).await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+    assert!(reply.message().contains("xxx") && reply.body.len() < 1024, "{}", reply.body.len());
+    let path = format!("/{}", "y".repeat(4000));
+    let reply = server.call(&path, &[], frame(0, b"")).await;
+    assert!(reply.grpc_message().contains("yyy") && reply.grpc_message().len() < 1024);
+}
+
+#[tokio::test]
+async fn web_pages_of_the_origins_may_send_and_others_may_not() {
+    let cors_origins = vec![HeaderValue::from_static("https://shop.example")];
+    let server = Server::with(Settings { cors_origins, ..settings() }).await;
+    let ask = async |origin| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "content-type,x-tenant"),
+        ];
+        server.http(Method::OPTIONS, "/v1/traces", &headers, Empty::<Bytes>::new()).await
+    };
+    let allowed = ask("https://shop.example").await;
+    assert_eq!(allowed.status, StatusCode::OK);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://shop.example");
+    assert_eq!(allowed.header("access-control-allow-methods"), "POST");
+    assert_eq!(allowed.header("access-control-allow-headers"), "content-type,x-tenant");
+    assert_eq!(ask("https://evil.example").await.header("access-control-allow-origin"), "");
+    assert_eq!(server.received(), Vec::<Bytes>::new());
+
+    server.answer(Err(later(1200)));
+    let reply = server.post(&[PROTOBUF, ("origin", "https://shop.example")], "x").await;
+    assert_eq!(reply.header("access-control-allow-origin"), "https://shop.example");
+    assert_eq!(reply.header("access-control-expose-headers"), "retry-after");
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    let reply = server.post(&[PROTOBUF], "x").await;
+    assert_eq!(reply.header("access-control-allow-origin"), "", "no page, no permission");
+}
+
+#[tokio::test]
+async fn any_web_page_may_send_where_that_was_configured() {
+    let cors_origins = vec![HeaderValue::from_static("*")];
+    let server = Server::with(Settings { cors_origins, ..settings() }).await;
+    let reply = server.post(&[PROTOBUF, ("origin", "https://any.example")], "x").await;
+    assert_eq!(reply.header("access-control-allow-origin"), "*");
 }
 
 /// As a client that writes everything before it reads does it; many do.
@@ -132,11 +188,38 @@ async fn client_that_asks_first_is_refused_before_it_sends() {
 
 #[tokio::test]
 async fn large_json_is_converted_without_holding_up_others() {
-    let settings = Settings { request_bytes_max: 8 << 20, ..Settings::default() };
+    let settings = Settings { request_bytes_max: 8 << 20, ..settings() };
     let server = Server::with(settings).await;
     let name = "n".repeat(4 << 20);
     let json = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [{ "name": name }]}]}]});
     assert_eq!(server.post(&[JSON], json.to_string()).await.status, StatusCode::OK);
     assert!(server.received()[0].len() > name.len());
     assert_eq!(server.in_flight.bytes(), 0);
+}
+
+#[tokio::test]
+async fn client_that_asks_first_sends_when_it_is_told_to_and_goes_on_with_the_connection() {
+    let server = Server::start().await;
+    let mut stream = TcpStream::connect(server.http).await.unwrap();
+    let head = format!(
+        "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n\
+         {EXPECT}: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    );
+    for body in [b"one", b"two"] {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert!(head_of(&mut stream).await.starts_with("HTTP/1.1 100 "));
+        stream.write_all(body).await.unwrap();
+        let reply = head_of(&mut stream).await;
+        assert!(reply.starts_with("HTTP/1.1 200 ") && reply.contains("content-length: 0"));
+    }
+    assert_eq!(server.received(), ["one", "two"]);
+}
+
+/// An answer without a body, to its end.
+async fn head_of(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    String::from_utf8(head).unwrap()
 }
