@@ -31,6 +31,8 @@ const JAVASCRIPT_PACKAGES: [&str; 4] = [
 /// The program that sends with the Go SDK, and the modules that it is built from.
 const GO_PROGRAM: [(&str, &str); 2] =
     [("main.go", include_str!("parts/send.go")), ("go.mod", include_str!("parts/go.mod"))];
+/// What the Java SDK is made of.
+const JAVA_PROJECT: &str = include_str!("parts/pom.xml");
 /// How often an installation is tried.
 const TRIES: usize = 3;
 /// Written into the directory of a part when it is complete: its recipe.
@@ -109,6 +111,19 @@ pub fn go_sdk() -> Option<PathBuf> {
         run(go("go".into(), directory).current_dir(directory).args(["build", "-o", "send", "."]))
     })?;
     Some(directory.join("send"))
+}
+
+/// A directory with the jars of the Java SDK and its OTLP exporter; `None` without Maven.
+///
+/// # Panics
+/// When they cannot be installed.
+pub fn java_sdk() -> Option<PathBuf> {
+    part("java-sdk", JAVA_PROJECT, "mvn", |directory| {
+        fs::write(directory.join("pom.xml"), JAVA_PROJECT).map_err(|error| error.to_string())?;
+        let arguments = ["--quiet", "--batch-mode", "dependency:copy-dependencies"];
+        let mut mvn = Command::new("mvn");
+        run(mvn.current_dir(directory).args(arguments).arg("-DoutputDirectory=."))
+    })
 }
 
 /// A program of the system's packages; `None` where it is absent.

@@ -8,4 +8,5 @@ fn main() {
     parts::python_with_sdk();
     parts::javascript_sdk();
     parts::go_sdk();
+    parts::java_sdk();
 }

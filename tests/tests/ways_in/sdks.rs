@@ -69,3 +69,15 @@ fn go() {
         command
     });
 }
+
+#[test]
+fn java() {
+    let Some(jars) = parts::java_sdk() else { return };
+    send(&["grpc", "http"], |_, compression| {
+        let mut command = Command::new("java");
+        command.arg("-cp").arg(jars.join("*")).arg(script("Send.java"));
+        command.env("OTEL_EXPORTER_OTLP_COMPRESSION", compression);
+        command.envs([("OTEL_METRICS_EXPORTER", "none"), ("OTEL_LOGS_EXPORTER", "none")]);
+        command
+    });
+}

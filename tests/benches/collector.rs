@@ -1,0 +1,148 @@
+//! What a span costs, beside a collector that does the same work.
+//!
+//! `cargo bench -p tracemesh-tests --bench collector`. Three nodes of Tracemesh with a replica and
+//! mutual TLS, then three collectors of two tiers in each process (`loadbalancing` by trace id, then
+//! `tail_sampling` that keeps all) without TLS and without a copy: the same load at the same rate,
+//! the same sink, both uncompressed, one after the other, twice. A first load of each warms it up.
+//! The figures are CPU seconds (user and system) of the three processes per million spans, and how
+//! long clients waited for their acknowledgement; the ratio is what other machines may see, too.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::process::{Command, Stdio};
+use tracemesh_tests::host::Host;
+use tracemesh_tests::node::{Node, Settings};
+use tracemesh_tests::parts;
+use tracemesh_tests::ports::claim_base_port;
+use tracemesh_tests::program::Program;
+
+/// Spans of a load: half a minute.
+const SPANS: u64 = 150_000;
+/// Spans a second: what three collectors on two cores keep up with.
+const RATE: u64 = 5_000;
+/// Loads of each that are measured.
+const ROUNDS: usize = 2;
+
+/// What one load showed.
+struct Figures {
+    cost: f64,
+    p50: f64,
+    p99: f64,
+}
+
+fn main() {
+    // `cargo bench --workspace` passes `--bench`, and so does this benchmark's own command.
+    let Some(otelcol) = parts::otelcol() else { return };
+    let host = Host::new(env!("CARGO_BIN_EXE_tracemesh-under-test"));
+    let sinks = [claim_base_port(), claim_base_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut nodes = nodes(&host, &sinks[0]);
+    let targets: Vec<_> = nodes.iter().map(Node::grpc_url).collect();
+    let ids: Vec<_> = nodes.iter_mut().map(|node| node.program().id()).collect();
+    let collectors = collectors(&host, &otelcol, &sinks[1]);
+    let (collector_targets, collector_ids): (Vec<_>, Vec<_>) =
+        collectors.iter().map(|(url, program)| (url.clone(), program.id())).unzip();
+    let mut best = [f64::INFINITY; 2];
+    for round in 0..=ROUNDS {
+        let mesh = load(&host, &targets, &ids, &sinks[0]);
+        let collector = load(&host, &collector_targets, &collector_ids, &sinks[1]);
+        for (name, figures) in [("tracemesh", &mesh), ("otelcol", &collector)] {
+            println!(
+                "{name:<10} {:6.2} CPU s a million spans; acknowledged in {:.1} ms (p50), {:.1} ms (p99){}",
+                figures.cost,
+                figures.p50,
+                figures.p99,
+                if round == 0 { ", while it warms up" } else { "" },
+            );
+        }
+        if round > 0 {
+            best = [best[0].min(mesh.cost), best[1].min(collector.cost)];
+        }
+    }
+    println!("otelcol needs {:.1} times as much", best[1] / best[0]);
+}
+
+/// Three members.
+fn nodes(host: &Host, sink: &str) -> Vec<Node> {
+    let sink = json!([{ "otlp": { "endpoint": format!("http://{sink}"), "compression": "none" } }]);
+    let settings = host.nodes(&["a", "b", "c"]).into_iter();
+    let settings = settings
+        .map(|node| node.with("sinks", sink.clone()).with("traces.root_delay", json!("2s")));
+    let settings: Vec<Settings> = settings.collect();
+    let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
+    nodes.iter_mut().for_each(Node::wait_until_ready);
+    nodes.iter().for_each(|node| node.wait_for_members(settings.len()));
+    nodes
+}
+
+/// Three collectors, each with both tiers, and where clients reach them.
+fn collectors(host: &Host, otelcol: &std::path::Path, sink: &str) -> Vec<(String, Program)> {
+    let ports = [(); 3].map(|()| claim_base_port());
+    let second_tier: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{}", port + 1)).collect();
+    let start = |port: u16| {
+        let name = format!("otelcol-{port}");
+        let file = host.path().join(format!("{name}.yaml"));
+        let text = configuration(port, &second_tier, sink).to_string();
+        fs::write(&file, text).expect("a configuration can be written");
+        let mut command = Command::new(otelcol);
+        let mut program = Program::start(&name, host.path(), command.arg("--config").arg(file));
+        program.wait_for_output("Everything is ready");
+        (format!("http://127.0.0.1:{port}"), program)
+    };
+    ports.into_iter().map(start).collect()
+}
+
+fn configuration(port: u16, second_tier: &[String], sink: &str) -> Value {
+    let receiver = |port: u16| {
+        let endpoint = format!("127.0.0.1:{port}");
+        json!({ "protocols": { "grpc": { "endpoint": endpoint, "max_recv_msg_size_mib": 64 } } })
+    };
+    let plain = json!({ "insecure": true });
+    json!({
+        "receivers": { "otlp/first": receiver(port), "otlp/second": receiver(port + 1) },
+        "processors": { "tail_sampling": {
+            "decision_wait": "2s",
+            "num_traces": 200_000,
+            "policies": [{ "name": "all", "type": "always_sample" }],
+        } },
+        "exporters": {
+            "loadbalancing": {
+                "routing_key": "traceID",
+                "protocol": { "otlp": { "tls": plain, "compression": "none" } },
+                "resolver": { "static": { "hostnames": second_tier } },
+            },
+            "otlp": { "endpoint": sink, "tls": plain, "compression": "none" },
+        },
+        "service": {
+            "telemetry": { "metrics": { "level": "none" } },
+            "pipelines": {
+                "traces/first": { "receivers": ["otlp/first"], "exporters": ["loadbalancing"] },
+                "traces/second": {
+                    "receivers": ["otlp/second"],
+                    "processors": ["tail_sampling"],
+                    "exporters": ["otlp"],
+                },
+            },
+        },
+    })
+}
+
+/// Sends to all targets, and verifies what comes to the sink.
+fn load(host: &Host, targets: &[String], ids: &[u32], sink: &str) -> Figures {
+    let mut load = Command::new(host.program());
+    load.args(["load", "--json", "--listen", sink]).stderr(Stdio::inherit());
+    load.args(["--spans", &SPANS.to_string(), "--rate", &RATE.to_string()]);
+    for (target, id) in targets.iter().zip(ids) {
+        load.args(["--target", target, "--pid", &id.to_string()]);
+    }
+    let output = load.output().expect("the load starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    let figure = |path: &str| report.pointer(path).and_then(Value::as_f64);
+    Figures {
+        cost: figure("/processes_cpu_seconds_per_million_spans").expect("the load measured them"),
+        p50: figure("/acknowledgements/p50_milliseconds").expect("some were acknowledged"),
+        p99: figure("/acknowledgements/p99_milliseconds").expect("some were acknowledged"),
+    }
+}
