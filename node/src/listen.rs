@@ -1,15 +1,16 @@
 //! HTTP connections on TCP: accepted, bounded, aged, and closed in an orderly way.
 //!
 //! All servers of a node (OTLP over gRPC and HTTP, the console) accept here, so what bounds a
-//! connection stands in one place, and so does its TLS. A [`Listener`] is bound before anything else
-//! of the node starts, and serves later: a busy port is found while there is nothing yet to undo.
+//! connection stands in one place, and so does its TLS. A [`Listener`] is bound before anything
+//! else of the node starts, and serves later: a busy port is found while there is nothing yet to
+//! undo.
 //!
 //! The invariant: whatever [`serve`] started has ended when it returns. Connections are owned by
 //! it, the streams of an HTTP/2 connection by a tracker that it stops. A panic costs the connection
 //! that it happened on. Bounded by the semaphore of its [`Limits`], by [`STREAMS_MAX`] a
 //! connection, by windows for what was received but not read, and in time by [`OPENING_MAX`],
-//! [`HEADERS_MAX`], pings and [`paced`]. It knows no protocol above HTTP, and does not decide when a
-//! node drains.
+//! [`HEADERS_MAX`], pings and [`paced`]. It knows no protocol above HTTP, and does not decide when
+//! a node drains.
 
 mod paced;
 
@@ -46,8 +47,8 @@ const HEADERS_MAX: Duration = Duration::from_secs(75);
 /// How long requests that were begun may take once their connection is to close. An export is
 /// answered within 3 s; what takes longer is dropped, and sent again by its client.
 pub const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// The same for a connection that is only old, whose client does nothing wrong: a body may take 20 s
-/// to arrive, and its answer 3 s.
+/// The same for a connection that is only old, whose client does nothing wrong: a body may take
+/// 20 s to arrive, and its answer 3 s.
 const GRACE_MAX: Duration = Duration::from_secs(25);
 /// HTTP/2 pings find clients that vanished; a connection whose client does not answer for as long
 /// again is closed.

@@ -2,8 +2,8 @@
 //!
 //! The files are read every [`LOOK_EVERY`] and compared by their bytes, since times of change lie
 //! where files are swapped by links. The invariant: there is always a value that whole, valid files
-//! gave; when new ones cannot be read or used, that is said once, and the old value stays. [`Files`]
-//! belongs to the task that runs [`Files::keep`]; others hold an [`InUse`]. Bounded by
+//! gave; when new ones cannot be read or used, that is said once, and the old value stays.
+//! [`Files`] belongs to the task that runs [`Files::keep`]; others hold an [`InUse`]. Bounded by
 //! [`FILE_BYTES_MAX`] a file. What is in a file never gets into a log or an error.
 
 use std::io::{self, Read as _};

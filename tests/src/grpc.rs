@@ -15,7 +15,7 @@ use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::{NamedService, UnaryService};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Response, Status};
 
 const SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
@@ -37,6 +37,7 @@ fn runtime() -> Runtime {
 pub struct Client {
     runtime: Runtime,
     grpc: Grpc<Channel>,
+    token: Option<String>,
 }
 
 impl Client {
@@ -45,20 +46,39 @@ impl Client {
     /// # Panics
     /// When `url` is none.
     pub fn new(url: String) -> Self {
-        Self::with(url, |grpc| grpc)
+        Self::with(url, Ok, |grpc| grpc)
+    }
+
+    /// Speaks TLS.
+    ///
+    /// # Panics
+    /// When `tls` cannot be used.
+    pub fn secure(url: String, tls: ClientTlsConfig) -> Self {
+        Self::with(url, |endpoint| endpoint.tls_config(tls), |grpc| grpc)
+    }
+
+    /// Shows a token with every request.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> Self {
+        Self { token: Some(format!("Bearer {token}")), ..self }
     }
 
     /// Compresses what it sends.
     pub fn compressing(url: String, encoding: CompressionEncoding) -> Self {
-        Self::with(url, |grpc| grpc.send_compressed(encoding))
+        Self::with(url, Ok, |grpc| grpc.send_compressed(encoding))
     }
 
-    fn with(url: String, set: impl FnOnce(Grpc<Channel>) -> Grpc<Channel>) -> Self {
+    fn with(
+        url: String,
+        secure: impl FnOnce(Endpoint) -> Result<Endpoint, tonic::transport::Error>,
+        set: impl FnOnce(Grpc<Channel>) -> Grpc<Channel>,
+    ) -> Self {
         let runtime = runtime();
         let endpoint = Endpoint::from_shared(url).expect("the address of a node is a URL");
+        let endpoint = secure(endpoint).expect("the settings for TLS are right");
         let channel = runtime.block_on(async { endpoint.connect_lazy() });
         let grpc = Grpc::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { runtime, grpc: set(grpc) }
+        Self { runtime, grpc: set(grpc), token: None }
     }
 
     /// Sends `request`, which need not be one, to `Export`.
@@ -66,7 +86,11 @@ impl Client {
     /// # Errors
     /// Whatever status the node answers, or `Unavailable` when it cannot be reached.
     pub fn export(&mut self, request: impl Into<Bytes>) -> Result<Bytes, Status> {
-        let request = Request::new(request.into());
+        let mut request = Request::new(request.into());
+        if let Some(token) = &self.token {
+            let token = token.parse().expect("a token fits into a header");
+            request.metadata_mut().insert("authorization", token);
+        }
         let method = http::uri::PathAndQuery::from_static(METHOD);
         let grpc = &mut self.grpc;
         let answer = async {

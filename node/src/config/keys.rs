@@ -189,7 +189,7 @@ pub(super) const KEYS: &[Key] = &[
         "ingest.connections_max",
         Kind::Count,
         Some("10000"),
-        "Connections of clients at once; more are closed at once.",
+        "Connections of clients at once, of some 40 KiB each; more are closed at once.",
     )
     .between("1", "1000000"),
     key(

@@ -7,8 +7,8 @@
 //! drop though they should not. tonic gives the statuses and the health service.
 //!
 //! The invariant: every call of the trace service is answered with OK, `INVALID_ARGUMENT`,
-//! `UNAUTHENTICATED`, or `UNAVAILABLE` with `RetryInfo`. Answers are never compressed: they are some
-//! bytes long. The health service is open to all.
+//! `UNAUTHENTICATED`, or `UNAVAILABLE` with `RetryInfo`. Answers are never compressed: they are
+//! some bytes long. The health service is open to all.
 
 use super::answer::{self, Failure};
 use super::collect::Encoding;

@@ -1,10 +1,11 @@
 //! OTLP over HTTP: protobuf and JSON.
 //!
 //! The invariant: the answer has the request's content type, for whatever fails a
-//! `google.rpc.Status`; where that type is neither, plain text. What is no export request is told what
-//! would be. Answers are never compressed: [`answer`] bounds them to some bytes. A refused request is
-//! read to its end, and forgotten, for some seconds: an HTTP/1 client that is still sending would
-//! otherwise see a broken connection, and send again for ever what can never be accepted.
+//! `google.rpc.Status`; where that type is neither, plain text. What is no export request is told
+//! what would be. Answers are never compressed: [`answer`] bounds them to some bytes. A refused
+//! request is read to its end, and forgotten, for some seconds: an HTTP/1 client that is still
+//! sending would otherwise see a broken connection, and send again for ever what can never be
+//! accepted.
 
 use super::answer::{self, Failure};
 use super::collect::Encoding;

@@ -1,8 +1,8 @@
 //! Who may send spans: bearer tokens from a file, the same for both protocols.
 //!
 //! The file has a line `NAME:TOKEN` for each client; the name is for people. The invariant: how
-//! long a comparison takes tells nothing about a token but its length, and no token gets into a log,
-//! an answer or an error. [`Tokens`] is made anew when the file changes.
+//! long a comparison takes tells nothing about a token but its length, and no token gets into a
+//! log, an answer or an error. [`Tokens`] is made anew when the file changes.
 
 use crate::reload::{File, FileError, Files};
 use http::HeaderMap;

@@ -96,7 +96,8 @@ label! {
     ConnectionRefusal {
         /// There are too many.
         Full = "full",
-        /// The two sides do not agree upon TLS: no certificate, one of another authority, or no TLS.
+        /// The two sides do not agree upon TLS: one has no certificate, one of another authority,
+        /// or speaks no TLS.
         Tls = "tls",
     }
 }

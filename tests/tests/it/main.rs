@@ -6,11 +6,13 @@
 
 mod bad_requests;
 mod bad_settings;
+mod doors;
 mod intruders;
 mod members;
 mod mesh;
 mod one_node;
 mod otlp;
+mod overload;
 mod telling;
 
 use tracemesh_tests::host::Host;
