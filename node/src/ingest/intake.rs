@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout};
 pub(super) const READ_MAX: Duration = Duration::from_secs(20);
 /// Clients are asked to wait one of 1, 2, … so many seconds, in turn, so that they do not all come
 /// back at once.
-const RETRY_SECONDS_MAX: u32 = 5;
+const RETRY_SECONDS_MAX: u32 = 10;
 const IN_FLIGHT_FULL: &str = "too many bytes of requests wait to be acknowledged";
 
 /// The bytes of requests that are being read or are not answered yet.
