@@ -165,7 +165,7 @@ pub struct Drain {
 /// One of `sinks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
-    /// An OTLP server over gRPC.
+    /// An OTLP server.
     Otlp(OtlpSink),
     /// A file of OTLP JSON, one trace a line.
     File {
@@ -179,8 +179,10 @@ pub enum Sink {
 /// An OTLP sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpSink {
-    /// `http://HOST:PORT`.
-    pub endpoint: http::Uri,
+    /// One or more, any of which will do; `http://HOST:PORT`, with a path over HTTP only.
+    pub endpoints: Vec<http::Uri>,
+    /// What they speak.
+    pub protocol: Protocol,
     /// How requests are compressed.
     pub compression: Compression,
     /// Headers that go with each request; the values are marked as sensitive.
@@ -189,6 +191,17 @@ pub struct OtlpSink {
     pub request_bytes_max: u64,
     /// Bytes that wait.
     pub queue_bytes_max: u64,
+    /// How long a trace may be put off.
+    pub retry_for: Duration,
+}
+
+/// What an OTLP server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
 }
 
 /// How requests to a sink are compressed.

@@ -26,6 +26,7 @@ mod testing;
 
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetterError, DeadLetters};
 pub use metrics::Metrics;
+pub use otlp::Target;
 pub(crate) use request::{Room, encode};
 
 use crate::spans::{Chunk, TraceId};
@@ -39,7 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long an attempt may last once a sink began to write it; less than `SETTLE_MAX`, so that an
@@ -60,6 +61,8 @@ pub struct Attempt {
     pub span_count: u32,
     /// Bytes of the spans in `chunks`; what the attempt counts for in a queue.
     pub bytes: usize,
+    /// When the trace was due here; none when nobody decided about it.
+    pub due: Option<Instant>,
 }
 
 /// What became of an attempt.
@@ -102,19 +105,8 @@ pub trait Sink: Send + Sync {
 /// One sink as configured. Not `Debug`: headers carry secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SinkConfig {
-    /// An OTLP server over gRPC.
-    Otlp {
-        /// `http://HOST:PORT`.
-        endpoint: String,
-        /// How requests are compressed.
-        compression: Compression,
-        /// Sent with each request.
-        headers: BTreeMap<String, String>,
-        /// Size of a request before compression; only a single span over it makes a larger one.
-        request_bytes_max: usize,
-        /// Bytes of spans that may wait for this sink or be on their way to it.
-        queue_bytes_max: usize,
-    },
+    /// An OTLP server.
+    Otlp(OtlpConfig),
     /// OTLP JSON, a trace a line, appended to this file.
     File {
         /// Created if missing; its directory must exist.
@@ -122,6 +114,28 @@ pub enum SinkConfig {
     },
     /// The same lines to standard output.
     Stdout,
+}
+
+/// An OTLP sink as configured.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// Where it sends, and how.
+    pub target: Target,
+    /// Size of a request before compression; only a single span over it makes a larger one.
+    pub request_bytes_max: usize,
+    /// Bytes of spans that may wait for this sink or be on their way to it.
+    pub queue_bytes_max: usize,
+    /// How long a trace may be put off, from due on, by a server that answers.
+    pub retry_for: Duration,
+}
+
+/// What an OTLP server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC, on HTTP/2.
+    Grpc,
+    /// Protobuf in POST requests.
+    Http,
 }
 
 /// How an OTLP request is compressed.
@@ -164,14 +178,6 @@ pub enum StartError {
         sink: String,
         /// The file.
         path: PathBuf,
-    },
-    /// The endpoint is no `http://HOST:PORT`.
-    #[error("sink {sink}: endpoint {endpoint} is not of the form http://HOST:PORT")]
-    Endpoint {
-        /// The sink's name.
-        sink: String,
-        /// As configured.
-        endpoint: String,
     },
     /// A header's name or value cannot be sent.
     #[error("sink {sink}: header {header} is not valid in gRPC (its value is not shown)")]
@@ -247,9 +253,10 @@ pub fn start(
         let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
         let stop = stop.clone();
         match config {
-            SinkConfig::Otlp { endpoint, compression, headers, request_bytes_max, .. } => {
-                let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
-                let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
+            SinkConfig::Otlp(OtlpConfig { target, request_bytes_max, retry_for, .. }) => {
+                let client = otlp::Client::new(sink.name(), target, clock)?;
+                let bytes_max = *request_bytes_max;
+                let worker = otlp::Worker::new(client, bytes_max, *retry_for, meter, letters);
                 runs.push(Box::pin(worker.run(inbox, stop)));
             }
             SinkConfig::File { path } => {
@@ -271,7 +278,7 @@ pub fn start(
 
 fn queue_bytes_max(config: &SinkConfig) -> usize {
     match config {
-        SinkConfig::Otlp { queue_bytes_max, .. } => *queue_bytes_max,
+        SinkConfig::Otlp(otlp) => otlp.queue_bytes_max,
         SinkConfig::File { .. } | SinkConfig::Stdout => LINES_QUEUE_BYTES_MAX,
     }
 }
@@ -279,7 +286,7 @@ fn queue_bytes_max(config: &SinkConfig) -> usize {
 /// The kind, with a number from the second of a kind on: adding a sink renames none.
 fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String {
     let kind = match config {
-        SinkConfig::Otlp { .. } => "otlp",
+        SinkConfig::Otlp(_) => "otlp",
         SinkConfig::File { .. } => "file",
         SinkConfig::Stdout => "stdout",
     };
@@ -331,13 +338,18 @@ mod tests {
     }
 
     fn otlp() -> SinkConfig {
-        SinkConfig::Otlp {
-            endpoint: "http://127.0.0.1:1".into(),
+        let target = Target {
+            endpoints: vec!["http://127.0.0.1:1".parse().unwrap()],
+            protocol: Protocol::Grpc,
             compression: Compression::Zstd,
-            headers: BTreeMap::new(),
+            headers: Vec::new(),
+        };
+        SinkConfig::Otlp(OtlpConfig {
+            target,
             request_bytes_max: 3 << 20,
             queue_bytes_max: 1 << 20,
-        }
+            retry_for: Duration::from_secs(300),
+        })
     }
 
     fn file(path: &Path) -> SinkConfig {

@@ -254,11 +254,16 @@ pub(super) const KEYS: &[Key] = &[
         .between("0s", "24h"),
     key(
         "sinks.otlp.endpoint",
-        Kind::Url,
+        Kind::List(&Kind::Url),
         Some("http://127.0.0.1:4327"),
-        "Where an `otlp` sink sends traces.",
+        "Where an `otlp` sink sends traces. Of several, one is used until it fails, then the next.",
     ),
-    key("sinks.otlp.protocol", Kind::Choice(&["grpc"]), Some("grpc"), "Its protocol."),
+    key(
+        "sinks.otlp.protocol",
+        Kind::Choice(&["grpc", "http"]),
+        Some("grpc"),
+        "Its protocol; `http` is protobuf, posted to `/v1/traces` when the endpoint has no path.",
+    ),
     key(
         "sinks.otlp.compression",
         Kind::Choice(&["zstd", "gzip", "none"]),
@@ -270,6 +275,14 @@ pub(super) const KEYS: &[Key] = &[
         .between("1KiB", "1GiB"),
     key("sinks.otlp.queue", Kind::Size, Some("256MiB"), "Bytes that wait for it.")
         .between("1KiB", "1024GiB"),
+    key(
+        "sinks.otlp.retry_for",
+        Kind::Duration,
+        Some("5m"),
+        "From due on, how long a trace is tried again that the sink puts off; then it is a dead \
+         letter. Time in which the sink does not answer does not count.",
+    )
+    .between("0s", "24h"),
     key(
         "sinks.file.path",
         Kind::Path,
@@ -295,9 +308,7 @@ pub(super) const NOT_YET: &[&str] = &[
     "red",
     "sampling",
     "tail_sampling",
-    "sinks.otlp.protocol=http",
     "sinks.otlp.tls",
-    "sinks.otlp.retry_for",
     "sinks.otlp.required",
     "sinks.otlp.dead_letter_max",
     "sinks.opensearch",

@@ -9,7 +9,7 @@ use super::keys::SinkKind;
 use super::meant::{MESH_PORT, Meaning};
 use super::typed::TypedSink;
 use super::values::Value;
-use super::{Compression, OtlpSink, Sink};
+use super::{Compression, OtlpSink, Protocol, Sink};
 use std::collections::BTreeSet;
 
 impl Meaning<'_> {
@@ -42,40 +42,68 @@ impl Meaning<'_> {
             self.error(Origin::Default, "sinks", Problem::Conflict(why));
         }
         let mut paths = BTreeSet::new();
-        let sinks = typed.iter().filter_map(|TypedSink { kind, values, .. }| match kind {
-            SinkKind::Stdout => Some(Sink::Stdout),
-            SinkKind::Otlp => self.otlp(values).map(Sink::Otlp),
+        let sinks = typed.iter().map(|TypedSink { kind, values, .. }| match kind {
+            SinkKind::Stdout => Sink::Stdout,
+            SinkKind::Otlp => Sink::Otlp(self.otlp(values)),
             SinkKind::File => {
                 let path = values.text("sinks.file.path");
                 if !paths.insert(path) {
                     let why = format!("{path:?} is the file of another sink");
                     self.sink_error(values, "sinks.file.path", Problem::Conflict(why));
                 }
-                Some(Sink::File { path: path.into() })
+                Sink::File { path: path.into() }
             }
         });
         sinks.collect()
     }
 
-    fn otlp(&mut self, values: &Values) -> Option<OtlpSink> {
-        const ENDPOINT: &str = "sinks.otlp.endpoint";
-        let endpoint: http::Uri = values.text(ENDPOINT).parse().ok()?;
-        if endpoint.scheme() == Some(&http::uri::Scheme::HTTPS) {
-            let why = "TLS to a sink is not built; expected http://HOST:PORT";
-            self.sink_error(values, ENDPOINT, Problem::NotYet(why.to_owned()));
-        }
+    fn otlp(&mut self, values: &Values) -> OtlpSink {
+        let protocol = match values.text("sinks.otlp.protocol") {
+            "http" => Protocol::Http,
+            _ => Protocol::Grpc,
+        };
         let compression = match values.text("sinks.otlp.compression") {
             "gzip" => Compression::Gzip,
             "none" => Compression::None,
             _ => Compression::Zstd,
         };
-        Some(OtlpSink {
-            endpoint,
+        OtlpSink {
+            endpoints: self.endpoints(values, protocol),
+            protocol,
             compression,
             headers: self.headers(values),
             request_bytes_max: values.size("sinks.otlp.request_bytes_max"),
             queue_bytes_max: values.size("sinks.otlp.queue"),
-        })
+            retry_for: values.duration("sinks.otlp.retry_for"),
+        }
+    }
+
+    fn endpoints(&mut self, values: &Values, protocol: Protocol) -> Vec<http::Uri> {
+        const PATH: &str = "sinks.otlp.endpoint";
+        let mut endpoints: Vec<http::Uri> = Vec::new();
+        for text in values.list_of_texts(PATH) {
+            let Ok(endpoint) = text.parse::<http::Uri>() else { continue };
+            let mut wrong = None;
+            if endpoint.scheme() == Some(&http::uri::Scheme::HTTPS) {
+                let why = "TLS to a sink is not built; expected http://HOST:PORT";
+                wrong = Some(Problem::NotYet(why.to_owned()));
+            } else if protocol == Protocol::Grpc && endpoint.path_and_query().is_some_and(is_path) {
+                let why =
+                    format!("{text:?} has a path, and gRPC has none; expected protocol: http");
+                wrong = Some(Problem::Conflict(why));
+            } else if endpoints.contains(&endpoint) {
+                wrong = Some(Problem::Conflict(format!("{text:?} stands there twice")));
+            }
+            match wrong {
+                Some(problem) => self.sink_error(values, PATH, problem),
+                None => endpoints.push(endpoint),
+            }
+        }
+        if values.list_of_texts(PATH).is_empty() {
+            let why = "it is empty; expected one or more, such as http://127.0.0.1:4327";
+            self.sink_error(values, PATH, Problem::Conflict(why.to_owned()));
+        }
+        endpoints
     }
 
     fn headers(&mut self, values: &Values) -> Vec<(http::HeaderName, http::HeaderValue)> {
@@ -97,4 +125,8 @@ impl Meaning<'_> {
     fn sink_error(&mut self, values: &Values, path: &str, problem: Problem) {
         self.error(values.origin(path), path, problem);
     }
+}
+
+fn is_path(path: &http::uri::PathAndQuery) -> bool {
+    path != "/"
 }

@@ -180,12 +180,13 @@ hand_over: {bandwidth: 2MiB}
 drain: {announce: 0s, timeout: 1s}
 sinks:
   - otlp:
-      endpoint: http://collector:4317/
-      protocol: grpc
+      endpoint: [http://collector:4318/, http://other/otlp]
+      protocol: http
       compression: gzip
       headers: {Authorization: Basic abc, x-tenant: blue}
       request_bytes_max: 1MiB
       queue: 8MiB
+      retry_for: 1h
   - file: {path: /tmp/traces.jsonl}
   - stdout: {}
   - otlp:
@@ -301,14 +302,16 @@ fn keys_of_sinks_mean_what_they_say() {
     else {
         panic!("four sinks in their order: {:?}", config.sinks)
     };
-    assert_eq!(first.endpoint, "http://collector:4317/");
+    assert_eq!(first.endpoints, ["http://collector:4318/", "http://other/otlp"]);
+    assert_eq!((first.protocol, first.retry_for), (Protocol::Http, Duration::from_secs(3600)));
     assert_eq!(first.compression, Compression::Gzip);
     let headers = first.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let expected: [(&str, &[u8]); 2] = [("authorization", b"Basic abc"), ("x-tenant", b"blue")];
     assert_eq!(headers.collect::<Vec<_>>(), expected);
     assert_eq!((first.request_bytes_max, first.queue_bytes_max), (1 << 20, 8 << 20));
     assert_eq!(path, Path::new("/tmp/traces.jsonl"));
-    assert_eq!(last.endpoint, "http://127.0.0.1:4327");
+    assert_eq!(last.endpoints, ["http://127.0.0.1:4327"]);
+    assert_eq!((last.protocol, last.retry_for), (Protocol::Grpc, Duration::from_secs(300)));
     assert_eq!(last.compression, Compression::Zstd);
     assert_eq!(last.headers, []);
     assert_eq!((last.request_bytes_max, last.queue_bytes_max), (3 << 20, 256 << 20));
@@ -371,7 +374,7 @@ fn every_flag_has_its_key() {
     assert!(!config.cluster.is_for_development());
     assert_eq!(config.node.data_dir, Path::new("/data/n2"));
     let [Sink::Otlp(otlp), Sink::File { path }] = config.sinks.as_slice() else { panic!("two") };
-    assert_eq!(otlp.endpoint, "http://c:4317");
+    assert_eq!(otlp.endpoints, ["http://c:4317"]);
     assert_eq!(path, Path::new("./tracemesh-traces-4329.jsonl"));
 }
 
@@ -541,15 +544,14 @@ fn what_is_designed_and_not_built_is_refused_by_name() {
     assert_errors(
         "sampling:\n  policies: []\n\
          service_map: {enabled: true}\nsinks:\n  - opensearch: {hosts: []}\n  \
-         - otlp: {retry_for: 5m, protocol: http}\n  - file:\n      rotate: 1MiB\n  \
+         - otlp: {required: false}\n  - file:\n      rotate: 1MiB\n  \
          - otlp: {endpoint: 'https://a:1'}\n",
         &[
             "tracemesh.yaml:1: sampling: not yet: this version does not have it; remove it",
             "tracemesh.yaml:3: service_map: not yet: this version does not have it; remove it",
             "tracemesh.yaml:5: sinks.opensearch: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:6: sinks.otlp.retry_for: not yet: this version does not have it; \
+            "tracemesh.yaml:6: sinks.otlp.required: not yet: this version does not have it; \
              remove it",
-            "tracemesh.yaml:6: sinks.otlp.protocol: not yet: \"http\" is not built; expected grpc",
             "tracemesh.yaml:8: sinks.file.rotate: not yet: this version does not have it; remove \
              it",
             "tracemesh.yaml:9: sinks.otlp.endpoint: not yet: TLS to a sink is not built; expected \
@@ -883,6 +885,24 @@ fn values_that_contradict_each_other_are_refused() {
         ],
     );
     assert_errors("sinks: []\n", &["sinks: no sink; expected one or more, such as `- stdout: {}`"]);
+}
+
+#[test]
+fn endpoints_of_a_sink_fit_its_protocol() {
+    assert_errors(
+        "sinks:\n  - otlp: {endpoint: []}\n  - otlp:\n      endpoint: ['http://a:1/v1/traces']\n  \
+         - otlp:\n      endpoint: 'http://a:1, http://b, http://a:1'\n  \
+         - otlp:\n      endpoint: [a:4317]\n",
+        &[
+            "tracemesh.yaml:2: sinks.otlp.endpoint: it is empty; expected one or more, such as \
+             http://127.0.0.1:4327",
+            "tracemesh.yaml:4: sinks.otlp.endpoint: \"http://a:1/v1/traces\" has a path, and gRPC \
+             has none; expected protocol: http",
+            "tracemesh.yaml:6: sinks.otlp.endpoint: \"http://a:1\" stands there twice",
+            "tracemesh.yaml:8: sinks.otlp.endpoint: \"a:4317\" is no URL; expected \
+             http://HOST:PORT",
+        ],
+    );
 }
 
 #[test]

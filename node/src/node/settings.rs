@@ -9,7 +9,7 @@ use crate::decide::KeepAll;
 use crate::environment::WallClock;
 use crate::ingest;
 use crate::shard::Limits;
-use crate::sink::{self, DeadLetters, Sink, SinkConfig};
+use crate::sink::{self, DeadLetters, OtlpConfig, Sink, SinkConfig, Target};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracemesh_membership::{NodeId, StartStore, Weight, WeightError};
@@ -103,24 +103,30 @@ pub(super) fn small_seed(seed: [u8; 32]) -> u64 {
 
 pub(super) fn sink_config(sink: &config::Sink) -> SinkConfig {
     match sink {
-        config::Sink::Otlp(otlp) => SinkConfig::Otlp {
-            endpoint: otlp.endpoint.to_string(),
-            compression: match otlp.compression {
-                config::Compression::Zstd => sink::Compression::Zstd,
-                config::Compression::Gzip => sink::Compression::Gzip,
-                config::Compression::None => sink::Compression::None,
-            },
-            headers: otlp
-                .headers
-                .iter()
-                .map(|(name, value)| {
-                    (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-                })
-                .collect(),
+        config::Sink::Otlp(otlp) => SinkConfig::Otlp(OtlpConfig {
+            target: target(otlp),
             request_bytes_max: size(otlp.request_bytes_max),
             queue_bytes_max: size(otlp.queue_bytes_max),
-        },
+            retry_for: otlp.retry_for,
+        }),
         config::Sink::File { path } => SinkConfig::File { path: path.clone() },
         config::Sink::Stdout => SinkConfig::Stdout,
+    }
+}
+
+/// Where an OTLP sink sends, and how.
+fn target(otlp: &config::OtlpSink) -> Target {
+    Target {
+        endpoints: otlp.endpoints.clone(),
+        protocol: match otlp.protocol {
+            config::Protocol::Grpc => sink::Protocol::Grpc,
+            config::Protocol::Http => sink::Protocol::Http,
+        },
+        compression: match otlp.compression {
+            config::Compression::Zstd => sink::Compression::Zstd,
+            config::Compression::Gzip => sink::Compression::Gzip,
+            config::Compression::None => sink::Compression::None,
+        },
+        headers: otlp.headers.clone(),
     }
 }
