@@ -106,7 +106,7 @@ impl Kind {
             Self::LowerName => "lower-case letters, digits, and inside `.`, `_`, `-`, such as blue",
             Self::Text => "at most 1024 bytes without control characters",
             Self::Path => "the name of a file or directory",
-            Self::Url => "http://HOST:PORT",
+            Self::Url => "http://HOST:PORT or https://HOST:PORT",
             Self::Origin => {
                 "* or http(s)://HOST[:PORT] as browsers write it, in lower case and without a port \
                  that goes without saying"

@@ -13,6 +13,7 @@
 mod answer;
 mod client;
 mod connect;
+mod giants;
 mod over_grpc;
 mod over_http;
 
@@ -26,6 +27,7 @@ use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox, Pending};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
 use bytes::Bytes;
+use giants::{Giants, Progress};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::select;
@@ -60,6 +62,7 @@ struct Exporter {
     /// Since when the sink answers; none while it does not.
     answering_since: Mutex<Option<Instant>>,
     encode: Encode,
+    giants: Giants,
     /// Memory of requests that are over, of as many as may be in flight.
     buffers: Mutex<Vec<Vec<u8>>>,
     metrics: SinkMetrics,
@@ -82,6 +85,7 @@ impl Worker {
             retry_for,
             answering_since: Mutex::default(),
             encode: request::encode_into,
+            giants: Giants::default(),
             buffers: Mutex::default(),
             health: Health::new(metrics.up.clone()),
             rejections: Pace::default(),
@@ -160,34 +164,48 @@ impl Exporter {
         }
     }
 
-    /// One attempt at sending a part: its requests one after the other, until one is not taken.
+    /// One attempt at sending a part: its requests one after the other, until one is not taken. Those
+    /// that were taken before are not sent again.
     async fn send(&self, part: &[Pending]) -> Answer {
         let deadline = Instant::now() + ATTEMPT_MAX;
         let attempts: Vec<_> = part.iter().map(|pending| pending.attempt.clone()).collect();
         let buffer = self.buffers().pop().unwrap_or_default();
-        let requests = match guarded(|| (self.encode)(&attempts, self.request_bytes_max, buffer)) {
-            Ok(requests) => requests,
-            Err(reason) => return Answer::Never { reason },
-        };
-        let mut rejected = (0, String::new());
-        for request in requests {
-            let start = Instant::now();
-            let answer = self.client.call(request.clone(), deadline).await;
-            self.keep(request);
-            self.metrics.seconds.observe(start.elapsed().as_secs_f64());
-            self.note(&answer);
-            match answer {
-                Answer::Taken { rejected_span_count, message } if rejected_span_count > 0 => {
-                    rejected = (rejected_span_count.saturating_add(rejected.0), message);
+        let mut requests =
+            match guarded(|| (self.encode)(&attempts, self.request_bytes_max, buffer)) {
+                Ok(requests) => requests,
+                Err(reason) => return Answer::Never { reason },
+            };
+        if let [request] = &mut requests[..] {
+            return self.post(std::mem::take(request), deadline).await;
+        }
+        // Only a single attempt is more than one request.
+        let mut progress = self.giants.take(&attempts[0]);
+        for request in requests.into_iter().skip(progress.requests) {
+            match self.post(request, deadline).await {
+                Answer::Taken { rejected_span_count, message } => {
+                    progress.requests += 1;
+                    progress.rejected_span_count += rejected_span_count;
+                    if rejected_span_count > 0 {
+                        progress.message = message;
+                    }
                 }
-                Answer::Taken { .. } => {}
-                Answer::Later { .. }
-                | Answer::Unreached { .. }
-                | Answer::Unanswered { .. }
-                | Answer::Never { .. } => return answer,
+                answer => {
+                    self.giants.keep(&attempts[0], progress);
+                    return answer;
+                }
             }
         }
-        Answer::Taken { rejected_span_count: rejected.0, message: rejected.1 }
+        let Progress { rejected_span_count, message, .. } = progress;
+        Answer::Taken { rejected_span_count, message }
+    }
+
+    async fn post(&self, request: Bytes, deadline: Instant) -> Answer {
+        let start = Instant::now();
+        let answer = self.client.call(request.clone(), deadline).await;
+        self.keep(request);
+        self.metrics.seconds.observe(start.elapsed().as_secs_f64());
+        self.note(&answer);
+        answer
     }
 
     /// Keeps the memory of a request for another one.

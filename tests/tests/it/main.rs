@@ -11,6 +11,8 @@ mod members;
 mod mesh;
 mod one_node;
 mod otlp;
+mod servers;
+mod sinks;
 mod telling;
 
 use tracemesh_tests::host::Host;

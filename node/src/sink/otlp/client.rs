@@ -5,11 +5,13 @@
 //! attempt without an answer, and its owner's business. Who failed is left, and comes again in turn.
 
 use super::answer::{Answer, Reply};
-use super::connect::{Version, connection};
+use super::connect::{CONNECT_MAX, Tls, Version, connection};
 use super::over_grpc::Grpc;
 use super::over_http::Http;
+use crate::reload::Files;
 use crate::sink::health::Pace;
 use crate::sink::{Compression, Protocol, StartError, WallClock};
+use crate::tls::{ClientFiles, ClientTls};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -26,6 +28,31 @@ pub struct Target {
     pub compression: Compression,
     /// Sent with each request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How TLS is spoken, where an endpoint is `https`.
+    pub tls: ClientFiles,
+}
+
+impl Target {
+    fn version(&self) -> Version {
+        match self.protocol {
+            Protocol::Grpc => Version::Two,
+            Protocol::Http => Version::One,
+        }
+    }
+
+    /// The files of TLS, where it is needed; whoever has them follows them.
+    fn open_tls(
+        &self,
+        sink: &str,
+        clock: &WallClock,
+    ) -> Result<Option<Files<ClientTls>>, StartError> {
+        let is_needed = |endpoint: &Uri| endpoint.scheme() == Some(&http::uri::Scheme::HTTPS);
+        if !self.endpoints.iter().any(is_needed) {
+            return Ok(None);
+        }
+        let files = self.tls.open(self.version().in_handshake(), clock);
+        files.map(Some).map_err(|source| StartError::Tls { sink: sink.into(), source })
+    }
 }
 
 /// The servers of one sink.
@@ -51,8 +78,12 @@ enum Speaks {
 }
 
 impl Client {
-    /// Connects to nothing yet.
-    pub(crate) fn new(sink: &str, target: &Target, clock: &WallClock) -> Result<Self, StartError> {
+    /// Connects to nothing yet. The files, where there are some, are to be followed.
+    pub(crate) fn new(
+        sink: &str,
+        target: &Target,
+        clock: &WallClock,
+    ) -> Result<(Self, Option<Files<ClientTls>>), StartError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &target.headers {
             if target.protocol == Protocol::Grpc && name.as_str().ends_with("-bin") {
@@ -61,14 +92,15 @@ impl Client {
             }
             headers.append(name, value.clone());
         }
+        let files = target.open_tls(sink, clock)?;
+        let server_name = &target.tls.server_name;
+        let tls = files.as_ref().map(|files| Tls::new(files.in_use(), server_name.clone()));
         let server = |endpoint: &Uri| {
             let headers = headers.clone();
+            let connection = connection(target.version(), tls.clone());
             let protocol = match target.protocol {
-                Protocol::Grpc => {
-                    Speaks::Grpc(Grpc::new(connection(Version::Two), endpoint, headers))
-                }
+                Protocol::Grpc => Speaks::Grpc(Grpc::new(connection, endpoint, headers)),
                 Protocol::Http => {
-                    let connection = connection(Version::One);
                     Speaks::Http(Http::new(connection, endpoint, headers, clock.clone()))
                 }
             };
@@ -78,7 +110,7 @@ impl Client {
         };
         let servers = target.endpoints.iter().map(server).collect();
         let (current, departures) = (AtomicUsize::new(0), Pace::default());
-        Ok(Self { sink: sink.to_owned(), servers, current, departures })
+        Ok((Self { sink: sink.to_owned(), servers, current, departures }, files))
     }
 
     pub(super) fn sink(&self) -> &str {
@@ -95,7 +127,8 @@ impl Client {
         let (first, count) = (self.current.load(Relaxed), self.servers.len());
         let mut said = Answer::Unreached { reason: "there was no time".to_owned() };
         for index in (first..first + count).map(|index| index % count) {
-            if Instant::now() >= deadline {
+            // Or an end of the attempt while connecting would look like a lost answer.
+            if deadline - Instant::now() < CONNECT_MAX {
                 break;
             }
             let answer = self.servers[index].call(&self.sink, request.clone(), deadline).await;
@@ -193,6 +226,7 @@ mod tests {
                 protocol,
                 compression: Compression::Zstd,
                 headers: vec![(HeaderName::from_static(name), value)],
+                tls: ClientFiles::default(),
             };
             Client::new("otlp", &target, &clock).err()
         };
