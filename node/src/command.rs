@@ -11,6 +11,7 @@ mod drain;
 mod explain;
 mod keygen;
 mod load;
+mod replay_dead_letters;
 mod run;
 mod status;
 mod table;
@@ -95,6 +96,8 @@ enum Command {
     Drain(drain::Arguments),
     /// Send traces, take what comes out, and verify it
     Load(load::Arguments),
+    /// Send a dead-letter file again
+    ReplayDeadLetters(replay_dead_letters::Arguments),
     /// Print completions for a shell
     Completions(completions::Arguments),
 }
@@ -141,6 +144,9 @@ impl Command {
             Self::Status(arguments) => block_on(status::run(&arguments, output)),
             Self::Explain(arguments) => block_on(explain::run(&arguments, output)),
             Self::Drain(arguments) => block_on(drain::run(&arguments, output)),
+            Self::ReplayDeadLetters(arguments) => {
+                block_on(replay_dead_letters::run(&arguments, surroundings, output))
+            }
             Self::Completions(arguments) => completions::run(&arguments, output),
         };
         exit.map(ExitCode::from)

@@ -30,7 +30,7 @@ pub use flags::Flags;
 pub use keys::reference_table;
 pub use surroundings::Surroundings;
 
-use crate::tls::ServerFiles;
+use crate::tls::{ClientFiles, ServerFiles};
 use siphasher::sip::SipHasher13;
 use std::fmt;
 use std::fs::File;
@@ -165,30 +165,59 @@ pub struct Drain {
 /// One of `sinks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sink {
-    /// An OTLP server over gRPC.
+    /// An OTLP server.
     Otlp(OtlpSink),
     /// A file of OTLP JSON, one trace a line.
-    File {
-        /// Its name; no other sink of this node has the same.
-        path: PathBuf,
-    },
+    File(FileSink),
     /// The same on standard output.
     Stdout,
+}
+
+/// A file sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSink {
+    /// Its name; no other sink of this node has the same.
+    pub path: PathBuf,
+    /// It is put aside before it grows larger; 0: never.
+    pub rotate_bytes: u64,
+    /// Files that stay besides; 1 or more.
+    pub keep: u32,
+    /// Whether lines are on the disk before they are acknowledged.
+    pub fsync: bool,
 }
 
 /// An OTLP sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpSink {
-    /// `http://HOST:PORT`.
-    pub endpoint: http::Uri,
+    /// One or more, any of which will do; `http` or `https`, with a path over HTTP only.
+    pub endpoints: Vec<http::Uri>,
+    /// What they speak.
+    pub protocol: Protocol,
     /// How requests are compressed.
     pub compression: Compression,
     /// Headers that go with each request; the values are marked as sensitive.
     pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// How TLS is spoken to `https` endpoints; the files were good when they were read.
+    pub tls: ClientFiles,
     /// Largest request.
     pub request_bytes_max: u64,
     /// Bytes that wait.
     pub queue_bytes_max: u64,
+    /// How long a trace may be put off.
+    pub retry_for: Duration,
+    /// Whether the owners of traces wait for it; at least one sink is.
+    pub required: bool,
+    /// Bound of its dead-letter file.
+    pub dead_letter_bytes_max: u64,
+}
+
+/// What an OTLP server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
 }
 
 /// How requests to a sink are compressed.
@@ -232,6 +261,15 @@ pub struct Effective {
 }
 
 impl Config {
+    /// Bytes in the queues of sinks that are not required; at most half of the node's memory.
+    pub fn optional_queue_bytes(&self) -> u64 {
+        let queues = self.sinks.iter().map(|sink| match sink {
+            Sink::Otlp(otlp) if !otlp.required => otlp.queue_bytes_max,
+            Sink::Otlp(_) | Sink::File(_) | Sink::Stdout => 0,
+        });
+        queues.fold(0, u64::saturating_add)
+    }
+
     /// A hash of what decides the fate of traces (`traces`) and of what must agree in a cluster
     /// (name, replicas, hash key): equal on nodes that were told the same, however it was written.
     pub fn config_hash(&self) -> u64 {

@@ -32,8 +32,9 @@ use crate::status::Ending;
 use crate::tasks::Tasks;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
+pub(crate) use settings::sink_configs;
 use settings::{
-    Told, ingest_settings, membership_settings, shard_settings, sink_config, size, small_seed,
+    Told, ingest_settings, membership_settings, memory_budget, shard_settings, size, small_seed,
 };
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -218,7 +219,7 @@ impl Node {
         let addresses = Addresses::of(&taken, transport.local_address());
         let advertised = advertised(config, addresses.mesh).await?;
         let dead_letters = taken.directory.dead_letters();
-        let configs: Vec<_> = config.sinks.iter().map(sink_config).collect();
+        let configs = sink_configs(config);
         let (sinks, workers) = start_sinks(&configs, &dead_letters, &wall_clock, &meters.sinks)?;
         let (carrier, gossip) = mesh::gossip_channels();
         let handlers = mesh::carry(&transport, incoming, gossip, &tasks);
@@ -229,7 +230,7 @@ impl Node {
         let membership = Arc::new(Membership::start(settings, carrier).await?);
         let me = config.node.id.as_str().into();
         let peers = Peers::new(me, transport.clone(), Arc::clone(&membership));
-        let memory = Arc::new(Memory::new(size(config.node.memory_bytes), shard_count));
+        let memory = Arc::new(Memory::new(memory_budget(config), shard_count));
         let undecided = undecided(&dead_letters, &wall_clock, &meters.sinks);
         let settings = shard_settings(config, shard_count, sinks, undecided);
         let (counted, trace) = (Arc::clone(&memory), &meters.stages.trace);
@@ -427,7 +428,8 @@ fn undecided(
 ) -> Arc<DeadLetters> {
     let path = directory.join("undecided.jsonl");
     let clock = Arc::clone(wall_clock);
-    Arc::new(DeadLetters::new(path, "undecided".to_owned(), clock, metrics))
+    let bytes_max = sink::DEAD_LETTER_BYTES_MAX;
+    Arc::new(DeadLetters::new(path, bytes_max, "undecided".to_owned(), clock, metrics))
 }
 
 /// From now on frames about spans are answered.

@@ -15,20 +15,31 @@
 mod dead_letter;
 mod file;
 mod health;
+mod letter;
 mod lines;
 mod metrics;
+mod optional;
 mod otlp;
 mod queue;
 mod request;
+mod rotation;
 mod stdout;
 #[cfg(test)]
 mod testing;
 
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetterError, DeadLetters};
+pub(crate) use letter::{Read as Letter, read as read_letter};
 pub use metrics::Metrics;
+pub use otlp::Target;
+pub(crate) use otlp::{Answer, Client};
 pub(crate) use request::{Room, encode};
+pub(crate) use rotation::numbered;
+pub use rotation::{Durability, Rotation};
 
+use crate::reload::FileError;
 use crate::spans::{Chunk, TraceId};
+use lines::Lines;
+use rotation::RotatedFile;
 use std::any::Any;
 use std::collections::{BTreeMap, btree_map};
 use std::io;
@@ -39,7 +50,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long an attempt may last once a sink began to write it; less than `SETTLE_MAX`, so that an
@@ -60,6 +71,8 @@ pub struct Attempt {
     pub span_count: u32,
     /// Bytes of the spans in `chunks`; what the attempt counts for in a queue.
     pub bytes: usize,
+    /// When the trace was due here; none when nobody decided about it.
+    pub due: Option<Instant>,
 }
 
 /// What became of an attempt.
@@ -102,26 +115,54 @@ pub trait Sink: Send + Sync {
 /// One sink as configured. Not `Debug`: headers carry secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SinkConfig {
-    /// An OTLP server over gRPC.
-    Otlp {
-        /// `http://HOST:PORT`.
-        endpoint: String,
-        /// How requests are compressed.
-        compression: Compression,
-        /// Sent with each request.
-        headers: BTreeMap<String, String>,
-        /// Size of a request before compression; only a single span over it makes a larger one.
-        request_bytes_max: usize,
-        /// Bytes of spans that may wait for this sink or be on their way to it.
-        queue_bytes_max: usize,
-    },
+    /// An OTLP server.
+    Otlp(OtlpConfig),
     /// OTLP JSON, a trace a line, appended to this file.
     File {
         /// Created if missing; its directory must exist.
         path: PathBuf,
+        /// When it is begun anew.
+        rotation: Rotation,
+        /// When a line counts as written.
+        durability: Durability,
     },
     /// The same lines to standard output.
     Stdout,
+}
+
+/// An OTLP sink as configured.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// Where it sends, and how.
+    pub target: Target,
+    /// Size of a request before compression; only a single span over it makes a larger one.
+    pub request_bytes_max: usize,
+    /// Bytes of spans that may wait for this sink or be on their way to it.
+    pub queue_bytes_max: usize,
+    /// How long a trace may be put off, from due on, by a server that answers.
+    pub retry_for: Duration,
+    /// Whether the owners of traces wait for it.
+    pub demand: Demand,
+    /// Bound of its dead-letter file.
+    pub dead_letter_bytes_max: u64,
+}
+
+/// Whether the owner of a trace waits for a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// It holds a trace until the sink has it; a full queue pushes back.
+    Required,
+    /// The sink has a queue of its own; what it has no room for becomes a dead letter.
+    Optional,
+}
+
+/// What an OTLP server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC, on HTTP/2.
+    Grpc,
+    /// Protobuf in POST requests.
+    Http,
 }
 
 /// How an OTLP request is compressed.
@@ -165,13 +206,13 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
-    /// The endpoint is no `http://HOST:PORT`.
-    #[error("sink {sink}: endpoint {endpoint} is not of the form http://HOST:PORT")]
-    Endpoint {
+    /// Certificates cannot be used.
+    #[error("sink {sink}: TLS")]
+    Tls {
         /// The sink's name.
         sink: String,
-        /// As configured.
-        endpoint: String,
+        /// Which file, and why.
+        source: FileError,
     },
     /// A header's name or value cannot be sent.
     #[error("sink {sink}: header {header} is not valid in gRPC (its value is not shown)")]
@@ -194,6 +235,10 @@ pub enum StartError {
 /// Tells the wall-clock time, for what people read.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
+/// How long sinks may take to stop: an attempt, and then the disk for what is left in the queue of
+/// one that is not required.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
 /// The tasks of the sinks. Dropping it ends them at once; attempts under way answer `Again`.
 pub struct Workers {
     stop: CancellationToken,
@@ -212,11 +257,10 @@ impl Workers {
     }
 
     /// Takes nothing more, answers what waits with [`Outcome::Again`], and finishes what was begun,
-    /// within [`ATTEMPT_MAX`].
+    /// within [`STOP_MAX`].
     pub async fn shutdown(mut self) {
         self.stop.cancel();
-        let finished =
-            timeout(ATTEMPT_MAX, async { while self.tasks.join_next().await.is_some() {} });
+        let finished = timeout(STOP_MAX, async { while self.tasks.join_next().await.is_some() {} });
         if finished.await.is_err() {
             self.tasks.shutdown().await;
         }
@@ -231,55 +275,99 @@ pub fn start(
     clock: &WallClock,
     metrics: &Metrics,
 ) -> Result<(Vec<Arc<dyn Sink>>, Workers), StartError> {
+    let mut starting =
+        Starting { stop: CancellationToken::new(), clock, metrics, runs: Vec::new() };
     let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
-    let stop = CancellationToken::new();
-    let mut runs: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
-    let mut counts = BTreeMap::new();
-    for config in configs {
-        let name = name(config, &mut counts);
+    for (name, config) in named(configs) {
         let letters = DeadLetters::new(
             dead_letters.join(format!("{name}.jsonl")),
+            dead_letter_bytes_max(config),
             name.clone(),
             clock.clone(),
             metrics,
         );
-        let meter = metrics.sink(&name);
-        let (sink, inbox) = queue::queue(name, queue_bytes_max(config), meter.queue_bytes.clone());
-        let stop = stop.clone();
-        match config {
-            SinkConfig::Otlp { endpoint, compression, headers, request_bytes_max, .. } => {
-                let client = otlp::Client::new(sink.name(), endpoint, *compression, headers)?;
-                let worker = otlp::Worker::new(client, *request_bytes_max, meter, letters);
-                runs.push(Box::pin(worker.run(inbox, stop)));
-            }
-            SinkConfig::File { path } => {
-                let file = file::open(sink.name(), path)?;
-                let worker = lines::Worker::new(file, path.display().to_string(), meter, letters);
-                runs.push(Box::pin(worker.run(inbox, stop)));
+        sinks.push(match config {
+            SinkConfig::Otlp(otlp) => starting.otlp(name, otlp, letters)?,
+            SinkConfig::File { path, rotation, durability } => {
+                let file = RotatedFile::open(&name, path, *rotation, *durability)?;
+                starting.lines(name, file, path.display().to_string(), letters)
             }
             SinkConfig::Stdout => {
-                let output = stdout::open(sink.name())?;
-                let worker = lines::Worker::new(output, "standard output".into(), meter, letters);
-                runs.push(Box::pin(worker.run(inbox, stop)));
+                let output = stdout::open(&name)?;
+                starting.lines(name, output, "standard output".into(), letters)
             }
-        }
-        sinks.push(sink);
+        });
     }
+    let Starting { stop, runs, .. } = starting;
     let tasks = runs.into_iter().collect();
     Ok((sinks, Workers { stop, tasks }))
 }
 
-fn queue_bytes_max(config: &SinkConfig) -> usize {
-    match config {
-        SinkConfig::Otlp { queue_bytes_max, .. } => *queue_bytes_max,
-        SinkConfig::File { .. } | SinkConfig::Stdout => LINES_QUEUE_BYTES_MAX,
+/// Sinks of which none runs yet.
+struct Starting<'a> {
+    stop: CancellationToken,
+    clock: &'a WallClock,
+    metrics: &'a Metrics,
+    runs: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Starting<'_> {
+    fn otlp(
+        &mut self,
+        name: String,
+        config: &OtlpConfig,
+        letters: DeadLetters,
+    ) -> Result<Arc<dyn Sink>, StartError> {
+        let (client, files) = otlp::Client::new(&name, &config.target, self.clock)?;
+        let meter = self.metrics.sink(&name);
+        let (sink, inbox) = queue::queue(name, config.queue_bytes_max, meter.queue_bytes.clone());
+        let OtlpConfig { request_bytes_max, retry_for, .. } = *config;
+        let worker =
+            otlp::Worker::new(client, request_bytes_max, retry_for, meter, letters.clone());
+        self.runs.push(Box::pin(worker.run(inbox, self.stop.clone())));
+        if let Some(files) = files {
+            self.runs.push(Box::pin(files.keep(self.stop.clone())));
+        }
+        if config.demand == Demand::Required {
+            return Ok(sink);
+        }
+        let (sink, keeper) = optional::optional(sink, config.queue_bytes_max, letters);
+        self.runs.push(Box::pin(keeper.run(self.stop.clone())));
+        Ok(sink)
     }
+
+    fn lines(
+        &mut self,
+        name: String,
+        lines: impl Lines,
+        path: String,
+        letters: DeadLetters,
+    ) -> Arc<dyn Sink> {
+        let meter = self.metrics.sink(&name);
+        let (sink, inbox) = queue::queue(name, LINES_QUEUE_BYTES_MAX, meter.queue_bytes.clone());
+        let worker = lines::Worker::new(lines, path, meter, letters);
+        self.runs.push(Box::pin(worker.run(inbox, self.stop.clone())));
+        sink
+    }
+}
+
+fn dead_letter_bytes_max(config: &SinkConfig) -> u64 {
+    match config {
+        SinkConfig::Otlp(otlp) => otlp.dead_letter_bytes_max,
+        SinkConfig::File { .. } | SinkConfig::Stdout => DEAD_LETTER_BYTES_MAX,
+    }
+}
+
+/// Each sink with its name.
+pub(crate) fn named(configs: &[SinkConfig]) -> impl Iterator<Item = (String, &SinkConfig)> {
+    let mut counts = BTreeMap::new();
+    configs.iter().map(move |config| (name(config, &mut counts), config))
 }
 
 /// The kind, with a number from the second of a kind on: adding a sink renames none.
 fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String {
     let kind = match config {
-        SinkConfig::Otlp { .. } => "otlp",
+        SinkConfig::Otlp(_) => "otlp",
         SinkConfig::File { .. } => "file",
         SinkConfig::Stdout => "stdout",
     };
@@ -331,17 +419,26 @@ mod tests {
     }
 
     fn otlp() -> SinkConfig {
-        SinkConfig::Otlp {
-            endpoint: "http://127.0.0.1:1".into(),
+        let target = Target {
+            endpoints: vec!["http://127.0.0.1:1".parse().unwrap()],
+            protocol: Protocol::Grpc,
             compression: Compression::Zstd,
-            headers: BTreeMap::new(),
+            headers: Vec::new(),
+            tls: crate::tls::ClientFiles::default(),
+        };
+        SinkConfig::Otlp(OtlpConfig {
+            target,
             request_bytes_max: 3 << 20,
             queue_bytes_max: 1 << 20,
-        }
+            retry_for: Duration::from_secs(300),
+            demand: Demand::Required,
+            dead_letter_bytes_max: DEAD_LETTER_BYTES_MAX,
+        })
     }
 
     fn file(path: &Path) -> SinkConfig {
-        SinkConfig::File { path: path.into() }
+        let rotation = Rotation { bytes_max: 0, keep: 1 };
+        SinkConfig::File { path: path.into(), rotation, durability: Durability::System }
     }
 
     #[tokio::test]

@@ -1,8 +1,12 @@
-//! TLS of the OTLP listeners: certificate, key and the authorities of clients, all from files.
+//! TLS of the OTLP listeners, and towards sinks: certificates, keys and authorities from files.
 //!
-//! The one file of this crate that names the TLS library. The invariant: a configuration that left
+//! With the one module in it, the only file of this crate that names the TLS library. The invariant: a configuration that left
 //! this module has a private key that belongs to its certificate. Followed by [`crate::reload`];
 //! connections that are open keep what they began with. Host names play no part on this side.
+
+mod client;
+
+pub use client::{CertificateFiles, ClientFiles, ClientTls};
 
 use crate::environment::WallClock;
 use crate::reload::{File, FileError, Files};

@@ -230,7 +230,8 @@ mod tests {
         let sink = SimulatedSink::new(7, "sink", Arc::clone(disk));
         sink.set_mood(0, mood);
         let id = TraceId(spans::trace_id(7, 1));
-        let attempt = Attempt { trace_id: id, chunks: Vec::new(), span_count: 0, bytes: 0 };
+        let attempt =
+            Attempt { trace_id: id, chunks: Vec::new(), span_count: 0, bytes: 0, due: None };
         let waiting: Vec<_> =
             (0..100).map(|_| sink.submit(Arc::new(attempt.clone())).unwrap()).collect();
         sink.answer(Duration::ZERO);

@@ -254,11 +254,16 @@ pub(super) const KEYS: &[Key] = &[
         .between("0s", "24h"),
     key(
         "sinks.otlp.endpoint",
-        Kind::Url,
+        Kind::List(&Kind::Url),
         Some("http://127.0.0.1:4327"),
-        "Where an `otlp` sink sends traces.",
+        "Where an `otlp` sink sends traces. Of several, one is used until it fails, then the next.",
     ),
-    key("sinks.otlp.protocol", Kind::Choice(&["grpc"]), Some("grpc"), "Its protocol."),
+    key(
+        "sinks.otlp.protocol",
+        Kind::Choice(&["grpc", "http"]),
+        Some("grpc"),
+        "Its protocol; `http` is protobuf, posted to `/v1/traces` when the endpoint has no path.",
+    ),
     key(
         "sinks.otlp.compression",
         Kind::Choice(&["zstd", "gzip", "none"]),
@@ -266,10 +271,52 @@ pub(super) const KEYS: &[Key] = &[
         "How its requests are compressed.",
     ),
     key("sinks.otlp.headers", Kind::Texts, None, "Headers that go with each request."),
+    key(
+        "sinks.otlp.tls.ca_file",
+        Kind::Path,
+        None,
+        "Authorities to trust at an `https` endpoint, PEM. Default: those of the system.",
+    ),
+    key(
+        "sinks.otlp.tls.cert_file",
+        Kind::Path,
+        None,
+        "The certificate to show there, and those between it and its authority, PEM.",
+    ),
+    key("sinks.otlp.tls.key_file", Kind::Path, None, "The private key of that certificate, PEM."),
+    key(
+        "sinks.otlp.tls.server_name",
+        Kind::Text,
+        None,
+        "The name or IP that its certificate has to be for. Default: the one in the endpoint.",
+    ),
     key("sinks.otlp.request_bytes_max", Kind::Size, Some("3MiB"), "Its largest request.")
         .between("1KiB", "1GiB"),
     key("sinks.otlp.queue", Kind::Size, Some("256MiB"), "Bytes that wait for it.")
         .between("1KiB", "1024GiB"),
+    key(
+        "sinks.otlp.retry_for",
+        Kind::Duration,
+        Some("5m"),
+        "From due on, how long a trace is tried again that the sink puts off; then it is a dead \
+         letter. Time in which the sink does not answer does not count.",
+    )
+    .between("0s", "24h"),
+    key(
+        "sinks.otlp.required",
+        Kind::Choice(&["true", "false"]),
+        Some("true"),
+        "`false`: traces are done without it. It has its `queue` to itself, taken off \
+         `node.memory`; what finds no room there becomes a dead letter.",
+    ),
+    key(
+        "sinks.otlp.dead_letter_max",
+        Kind::Size,
+        Some("1GiB"),
+        "Bound of its dead-letter file. What is over it waits with its owner, or is dropped and \
+         counted where `required` is `false`.",
+    )
+    .between("0B", "1024GiB"),
     key(
         "sinks.file.path",
         Kind::Path,
@@ -277,6 +324,26 @@ pub(super) const KEYS: &[Key] = &[
         "Where a `file` sink writes OTLP JSON, one trace a line; locked while in use. Default: \
          `./tracemesh-traces.jsonl`, `./tracemesh-traces-PORT.jsonl` when the mesh port is not \
          4319.",
+    ),
+    key(
+        "sinks.file.rotate",
+        Kind::Size,
+        Some("256MiB"),
+        "Before it grows larger, the file becomes PATH.1, that one PATH.2, and so on. `0B`: never.",
+    )
+    .between("0B", "1024GiB"),
+    key(
+        "sinks.file.keep",
+        Kind::Count,
+        Some("8"),
+        "So many files stay beside it; older ones are removed.",
+    )
+    .between("1", "10000"),
+    key(
+        "sinks.file.fsync",
+        Kind::Choice(&["true", "false"]),
+        Some("false"),
+        "`true`: a line is on the disk before it is acknowledged, so it outlasts the machine.",
     ),
     key(
         "log.level",
@@ -295,15 +362,7 @@ pub(super) const NOT_YET: &[&str] = &[
     "red",
     "sampling",
     "tail_sampling",
-    "sinks.otlp.protocol=http",
-    "sinks.otlp.tls",
-    "sinks.otlp.retry_for",
-    "sinks.otlp.required",
-    "sinks.otlp.dead_letter_max",
     "sinks.opensearch",
-    "sinks.file.rotate",
-    "sinks.file.keep",
-    "sinks.file.fsync",
     "telemetry",
 ];
 

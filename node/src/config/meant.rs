@@ -47,8 +47,9 @@ pub(super) fn config(
     let log = meaning.log();
     let sinks = meaning.with_default_files(sinks, listen.mesh.port());
     let effective = effective(&meaning.values, &sinks);
-    let sinks = meaning.sinks(&sinks);
-    Config {
+    let typed_sinks = sinks;
+    let sinks = meaning.sinks(&typed_sinks);
+    let config = Config {
         cluster,
         node,
         listen,
@@ -59,7 +60,9 @@ pub(super) fn config(
         sinks,
         log,
         effective,
-    }
+    };
+    meaning.check_queues(&config, &typed_sinks);
+    config
 }
 
 /// The values in force, in the order of the table, then the sinks in theirs.

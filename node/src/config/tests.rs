@@ -124,7 +124,7 @@ fn nothing_typed_is_one_node_on_loopback() {
     assert_eq!(config.traces, traces);
     let drain = Drain { announce: Duration::from_secs(5), timeout: Duration::from_secs(60) };
     assert_eq!(config.drain, drain);
-    assert_eq!(config.sinks, [Sink::File { path: "./tracemesh-traces.jsonl".into() }]);
+    assert_eq!(config.sinks, [file_sink("./tracemesh-traces.jsonl")]);
     assert_eq!(config.log, Log { level: tracing::Level::INFO, format: LogFormat::Text });
 }
 
@@ -180,13 +180,16 @@ hand_over: {bandwidth: 2MiB}
 drain: {announce: 0s, timeout: 1s}
 sinks:
   - otlp:
-      endpoint: http://collector:4317/
-      protocol: grpc
+      endpoint: [http://collector:4318/, http://other/otlp]
+      protocol: http
       compression: gzip
       headers: {Authorization: Basic abc, x-tenant: blue}
       request_bytes_max: 1MiB
       queue: 8MiB
-  - file: {path: /tmp/traces.jsonl}
+      retry_for: 1h
+      required: false
+      dead_letter_max: 1MiB
+  - file: {path: /tmp/traces.jsonl, rotate: 1MiB, keep: 3, fsync: true}
   - stdout: {}
   - otlp:
 log: {level: debug, format: json}
@@ -210,6 +213,12 @@ fn with_ingest_files(machine: Machine) -> Machine {
     files.into_iter().fold(machine, |machine, (name, path)| {
         machine.with_variable(name, &path.display().to_string())
     })
+}
+
+/// A file sink with all defaults.
+fn file_sink(path: &str) -> Sink {
+    let (rotate_bytes, keep) = (256 << 20, 8);
+    Sink::File(FileSink { path: path.into(), rotate_bytes, keep, fsync: false })
 }
 
 fn full() -> Config {
@@ -296,22 +305,27 @@ fn keys_of_listen_ingest_traces_drain_and_log_mean_what_they_say() {
 #[test]
 fn keys_of_sinks_mean_what_they_say() {
     let config = full();
-    let [Sink::Otlp(first), Sink::File { path }, Sink::Stdout, Sink::Otlp(last)] =
+    let [Sink::Otlp(first), Sink::File(file), Sink::Stdout, Sink::Otlp(last)] =
         config.sinks.as_slice()
     else {
         panic!("four sinks in their order: {:?}", config.sinks)
     };
-    assert_eq!(first.endpoint, "http://collector:4317/");
+    assert_eq!(first.endpoints, ["http://collector:4318/", "http://other/otlp"]);
+    assert_eq!((first.protocol, first.retry_for), (Protocol::Http, Duration::from_secs(3600)));
     assert_eq!(first.compression, Compression::Gzip);
     let headers = first.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let expected: [(&str, &[u8]); 2] = [("authorization", b"Basic abc"), ("x-tenant", b"blue")];
     assert_eq!(headers.collect::<Vec<_>>(), expected);
     assert_eq!((first.request_bytes_max, first.queue_bytes_max), (1 << 20, 8 << 20));
-    assert_eq!(path, Path::new("/tmp/traces.jsonl"));
-    assert_eq!(last.endpoint, "http://127.0.0.1:4327");
+    assert_eq!((first.required, first.dead_letter_bytes_max), (false, 1 << 20));
+    assert_eq!(file.path, Path::new("/tmp/traces.jsonl"));
+    assert_eq!((file.rotate_bytes, file.keep, file.fsync), (1 << 20, 3, true));
+    assert_eq!(last.endpoints, ["http://127.0.0.1:4327"]);
+    assert_eq!((last.protocol, last.retry_for), (Protocol::Grpc, Duration::from_secs(300)));
     assert_eq!(last.compression, Compression::Zstd);
     assert_eq!(last.headers, []);
     assert_eq!((last.request_bytes_max, last.queue_bytes_max), (3 << 20, 256 << 20));
+    assert_eq!((last.required, last.dead_letter_bytes_max), (true, 1 << 30));
 }
 
 #[test]
@@ -331,7 +345,7 @@ fn variables_go_before_the_file_and_flags_before_variables() {
     assert_eq!(config.log.level, tracing::Level::ERROR);
     assert_eq!(config.traces.root_delay, Duration::from_secs(1));
     assert_eq!(config.cluster.seeds.len(), 2);
-    assert_eq!(config.sinks, [Sink::Stdout, Sink::File { path: "a.jsonl".into() }]);
+    assert_eq!(config.sinks, [Sink::Stdout, file_sink("a.jsonl")]);
     let origin = |path: &str| {
         let value = config.effective.iter().find(|value| value.path == path).unwrap();
         value.origin.to_string().replace(&machine.directory.path().display().to_string(), "")
@@ -370,9 +384,9 @@ fn every_flag_has_its_key() {
     assert_eq!(config.cluster.seeds.iter().map(|seed| seed.port).collect::<Vec<_>>(), [4319, 2]);
     assert!(!config.cluster.is_for_development());
     assert_eq!(config.node.data_dir, Path::new("/data/n2"));
-    let [Sink::Otlp(otlp), Sink::File { path }] = config.sinks.as_slice() else { panic!("two") };
-    assert_eq!(otlp.endpoint, "http://c:4317");
-    assert_eq!(path, Path::new("./tracemesh-traces-4329.jsonl"));
+    let [Sink::Otlp(otlp), Sink::File(file)] = config.sinks.as_slice() else { panic!("two") };
+    assert_eq!(otlp.endpoints, ["http://c:4317"]);
+    assert_eq!(file.path, Path::new("./tracemesh-traces-4329.jsonl"));
 }
 
 #[test]
@@ -380,7 +394,7 @@ fn another_mesh_port_gives_another_id_and_file() {
     let config = Machine::new().with_flags(|flags| flags.base_port = Some(4327)).config();
     assert_eq!(config.node.id, "host-1-4329");
     assert_eq!(config.node.data_dir, Path::new("./tracemesh-data/host-1-4329"));
-    assert_eq!(config.sinks, [Sink::File { path: "./tracemesh-traces-4329.jsonl".into() }]);
+    assert_eq!(config.sinks, [file_sink("./tracemesh-traces-4329.jsonl")]);
 }
 
 #[test]
@@ -540,20 +554,11 @@ fn unknown_variables_are_refused_and_named_as_variables() {
 fn what_is_designed_and_not_built_is_refused_by_name() {
     assert_errors(
         "sampling:\n  policies: []\n\
-         service_map: {enabled: true}\nsinks:\n  - opensearch: {hosts: []}\n  \
-         - otlp: {retry_for: 5m, protocol: http}\n  - file:\n      rotate: 1MiB\n  \
-         - otlp: {endpoint: 'https://a:1'}\n",
+         service_map: {enabled: true}\nsinks:\n  - opensearch: {hosts: []}\n",
         &[
             "tracemesh.yaml:1: sampling: not yet: this version does not have it; remove it",
             "tracemesh.yaml:3: service_map: not yet: this version does not have it; remove it",
             "tracemesh.yaml:5: sinks.opensearch: not yet: this version does not have it; remove it",
-            "tracemesh.yaml:6: sinks.otlp.retry_for: not yet: this version does not have it; \
-             remove it",
-            "tracemesh.yaml:6: sinks.otlp.protocol: not yet: \"http\" is not built; expected grpc",
-            "tracemesh.yaml:8: sinks.file.rotate: not yet: this version does not have it; remove \
-             it",
-            "tracemesh.yaml:9: sinks.otlp.endpoint: not yet: TLS to a sink is not built; expected \
-             http://HOST:PORT",
         ],
     );
     let machine =
@@ -883,6 +888,73 @@ fn values_that_contradict_each_other_are_refused() {
         ],
     );
     assert_errors("sinks: []\n", &["sinks: no sink; expected one or more, such as `- stdout: {}`"]);
+}
+
+#[test]
+fn one_sink_is_required_and_the_others_leave_memory() {
+    assert_errors(
+        "sinks:\n  - otlp: {}\n  - otlp:\n      required: maybe\n",
+        &["tracemesh.yaml:4: sinks.otlp.required: \"maybe\" is no choice; expected true or false"],
+    );
+    assert_errors(
+        "sinks:\n  - otlp: {required: false}\n",
+        &[
+            "tracemesh.yaml:2: sinks.otlp.required: no sink is required, so a crash could take what \
+           nobody else has; expected one or more with required: true",
+        ],
+    );
+    assert_errors(
+        "node: {memory: 1GiB}\nsinks:\n  - stdout: {}\n  \
+         - otlp: {required: false, queue: 513MiB}\n",
+        &[
+            "tracemesh.yaml:4: sinks.otlp.queue: queues of sinks that are not required are taken off \
+           node.memory (1GiB), and this is more than half of it",
+        ],
+    );
+    let text =
+        "node: {memory: 1GiB}\nsinks: [stdout: {}, otlp: {required: false, queue: 512MiB}]\n";
+    assert_eq!(Machine::new().with_file(text).config().optional_queue_bytes(), 512 << 20);
+}
+
+#[test]
+fn tls_of_a_sink_is_checked_where_it_is_used() {
+    let machine = Machine::new();
+    let junk = machine.file("junk.pem", "no PEM").display().to_string();
+    let machine = machine.with_variable("JUNK", &junk).with_file(
+        "sinks:\n  - otlp: {endpoint: 'http://a:1', tls: {ca_file: x}}\n  \
+         - otlp: {endpoint: 'https://a:1', tls: {ca_file: '${env:JUNK}', cert_file: x}}\n  \
+         - otlp: {endpoint: 'https://a:2', tls: {ca_file: '${env:JUNK}', server_name: 'a b'}}\n",
+    );
+    let expected = [
+        "tracemesh.yaml:2: sinks.otlp.tls.ca_file: no endpoint is https, so nothing would be \
+         encrypted",
+        "tracemesh.yaml:3: sinks.otlp.tls.cert_file: expected cert_file and key_file together",
+        "tracemesh.yaml:3: sinks.otlp.tls.ca_file: junk.pem: expected a certificate in PEM, and it \
+         holds none",
+        "tracemesh.yaml:4: sinks.otlp.tls.server_name: \"a b\" is no name of a host and no IP \
+         address",
+        "tracemesh.yaml:4: sinks.otlp.tls.ca_file: junk.pem: expected a certificate in PEM, and it \
+         holds none",
+    ];
+    assert_eq!(machine.errors(), expected);
+}
+
+#[test]
+fn endpoints_of_a_sink_fit_its_protocol() {
+    assert_errors(
+        "sinks:\n  - otlp: {endpoint: []}\n  - otlp:\n      endpoint: ['http://a:1/v1/traces']\n  \
+         - otlp:\n      endpoint: 'http://a:1, http://b, http://a:1'\n  \
+         - otlp:\n      endpoint: [a:4317]\n",
+        &[
+            "tracemesh.yaml:2: sinks.otlp.endpoint: it is empty; expected one or more, such as \
+             http://127.0.0.1:4327",
+            "tracemesh.yaml:4: sinks.otlp.endpoint: \"http://a:1/v1/traces\" has a path, and gRPC \
+             has none; expected protocol: http",
+            "tracemesh.yaml:6: sinks.otlp.endpoint: \"http://a:1\" stands there twice",
+            "tracemesh.yaml:8: sinks.otlp.endpoint: \"a:4317\" is no URL; expected \
+             http://HOST:PORT or https://HOST:PORT",
+        ],
+    );
 }
 
 #[test]

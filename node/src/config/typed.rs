@@ -60,7 +60,8 @@ pub(super) fn read(
     typed
 }
 
-fn defaults(wanted: impl Fn(&str) -> bool) -> Values {
+/// The defaults of the keys that are wanted.
+pub(super) fn defaults(wanted: impl Fn(&str) -> bool) -> Values {
     let keys = KEYS.iter().filter(|key| wanted(key.path));
     let mut values = Values::default();
     for (path, kind, default) in keys.filter_map(|key| Some((key.path, key.kind, key.default?))) {

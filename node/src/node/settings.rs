@@ -9,7 +9,9 @@ use crate::decide::KeepAll;
 use crate::environment::WallClock;
 use crate::ingest;
 use crate::shard::Limits;
-use crate::sink::{self, DeadLetters, Sink, SinkConfig};
+use crate::sink::{
+    self, DeadLetters, Demand, Durability, OtlpConfig, Rotation, Sink, SinkConfig, Target,
+};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracemesh_membership::{NodeId, StartStore, Weight, WeightError};
@@ -91,6 +93,12 @@ fn limits(traces: &config::Traces) -> Limits {
     }
 }
 
+/// What all stages may keep together. Queues of sinks that nobody waits for hold what is no
+/// trace's any more, so they have their part of the node's memory to themselves.
+pub(super) fn memory_budget(config: &Config) -> usize {
+    size(config.node.memory_bytes.saturating_sub(config.optional_queue_bytes()))
+}
+
 /// Configured sizes are 64 bits everywhere; what this machine cannot address is no bound.
 pub(super) fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
@@ -101,26 +109,44 @@ pub(super) fn small_seed(seed: [u8; 32]) -> u64 {
     seed[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 
-pub(super) fn sink_config(sink: &config::Sink) -> SinkConfig {
+/// The sinks of a node.
+pub(crate) fn sink_configs(config: &Config) -> Vec<SinkConfig> {
+    config.sinks.iter().map(sink_config).collect()
+}
+
+fn sink_config(sink: &config::Sink) -> SinkConfig {
     match sink {
-        config::Sink::Otlp(otlp) => SinkConfig::Otlp {
-            endpoint: otlp.endpoint.to_string(),
-            compression: match otlp.compression {
-                config::Compression::Zstd => sink::Compression::Zstd,
-                config::Compression::Gzip => sink::Compression::Gzip,
-                config::Compression::None => sink::Compression::None,
-            },
-            headers: otlp
-                .headers
-                .iter()
-                .map(|(name, value)| {
-                    (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-                })
-                .collect(),
+        config::Sink::Otlp(otlp) => SinkConfig::Otlp(OtlpConfig {
+            target: target(otlp),
             request_bytes_max: size(otlp.request_bytes_max),
             queue_bytes_max: size(otlp.queue_bytes_max),
+            retry_for: otlp.retry_for,
+            demand: if otlp.required { Demand::Required } else { Demand::Optional },
+            dead_letter_bytes_max: otlp.dead_letter_bytes_max,
+        }),
+        config::Sink::File(file) => SinkConfig::File {
+            path: file.path.clone(),
+            rotation: Rotation { bytes_max: file.rotate_bytes, keep: file.keep },
+            durability: if file.fsync { Durability::Disk } else { Durability::System },
         },
-        config::Sink::File { path } => SinkConfig::File { path: path.clone() },
         config::Sink::Stdout => SinkConfig::Stdout,
+    }
+}
+
+/// Where an OTLP sink sends, and how.
+fn target(otlp: &config::OtlpSink) -> Target {
+    Target {
+        endpoints: otlp.endpoints.clone(),
+        protocol: match otlp.protocol {
+            config::Protocol::Grpc => sink::Protocol::Grpc,
+            config::Protocol::Http => sink::Protocol::Http,
+        },
+        compression: match otlp.compression {
+            config::Compression::Zstd => sink::Compression::Zstd,
+            config::Compression::Gzip => sink::Compression::Gzip,
+            config::Compression::None => sink::Compression::None,
+        },
+        headers: otlp.headers.clone(),
+        tls: otlp.tls.clone(),
     }
 }

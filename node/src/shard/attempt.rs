@@ -187,7 +187,7 @@ mod tests {
 
     fn trying(sinks: u32) -> Trying {
         let trace_id = TraceId([9; 16]);
-        let attempt = Attempt { trace_id, chunks: Vec::new(), span_count: 1, bytes: 1 };
+        let attempt = Attempt { trace_id, chunks: Vec::new(), span_count: 1, bytes: 1, due: None };
         Trying::export(Arc::new(attempt), SinkSet::first(sinks), false)
     }
 

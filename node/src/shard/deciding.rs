@@ -72,7 +72,8 @@ impl Shard {
         let late = trace.has_done();
         // A trace that came when no sink answered may have grown beyond what one attempt can bear.
         let (chunks, span_count) = trace.begin_sending(spans_max, bytes_max);
-        let attempt = attempt_of(trace.id, chunks, span_count);
+        let due = self.started + Duration::from_millis(trace.due_ms);
+        let attempt = attempt_of(trace.id, chunks, span_count, due);
         let taken_over = std::mem::take(&mut trace.taken_over);
         let known = trace.verdict;
         let outlook = &self.outlook;
@@ -221,7 +222,7 @@ impl Shard {
     }
 }
 
-fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32) -> Attempt {
+fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32, due: Instant) -> Attempt {
     let bytes = chunks.iter().map(|chunk| chunk.spans.len()).sum();
-    Attempt { trace_id, chunks, span_count, bytes }
+    Attempt { trace_id, chunks, span_count, bytes, due: Some(due) }
 }

@@ -219,5 +219,5 @@ pub(super) fn spans_of(
     let (chunks, span_count): (Vec<Chunk>, u32) = trace.chunks(wanted);
     let bytes = chunks.iter().map(|chunk| chunk.spans.len()).sum();
     let trace_id = trace.id;
-    (span_count > 0).then_some(Attempt { trace_id, chunks, span_count, bytes })
+    (span_count > 0).then_some(Attempt { trace_id, chunks, span_count, bytes, due: None })
 }

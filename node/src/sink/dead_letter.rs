@@ -1,40 +1,37 @@
 //! Traces that nobody takes, kept in a file for a second look.
 //!
-//! One file a sink, a JSON object a line:
-//! `{"sink", "reason", "time_unix_nano", "trace_id", "span_count", "request"}`, where `request` is
-//! an encoded `ExportTraceServiceRequest` in base64, its spans as they came. A whole attempt is
-//! written even when parts of it had arrived.
+//! One file a sink, a letter a line; a whole attempt is written even when parts of it had arrived.
 //!
 //! The invariant: after `Ok` the trace is in the file whole; after an error no part of it is. The
-//! file is opened for each letter, so it may be moved away at any time. It is bounded by
-//! [`DEAD_LETTER_BYTES_MAX`]; when that or the disk is full, the trace stays where it is.
+//! file is opened for each letter, so it may be moved away at any time. It is bounded in bytes; when
+//! it or the disk is full, the trace stays where it is, or, of a sink that nobody waits for, is
+//! dropped, which is counted and said.
 
 use super::file::LineFile;
 use super::health::{Health, Pace};
 use super::lines::Lines;
 use super::metrics::{DeadLetterMetrics, Metrics};
-use super::{Attempt, Outcome, WallClock, request};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use super::{Attempt, Outcome, WallClock, letter};
 use prometheus_client::metrics::gauge::Gauge;
-use serde::Serialize;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
-/// Size of one dead-letter file: far more than a few bad traces, and little on any disk.
+/// Size of a dead-letter file where none is configured: far more than a few bad traces, and little
+/// on any disk.
 pub const DEAD_LETTER_BYTES_MAX: u64 = 1 << 30;
 
 /// A dead letter was not written; the trace must be kept, and the attempt made again.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
     /// Someone should look at the file, and move it away.
-    #[error("{path} has reached its limit of {DEAD_LETTER_BYTES_MAX} bytes")]
+    #[error("{path} has reached its limit of {bytes_max} bytes")]
     Full {
         /// The dead-letter file.
         path: PathBuf,
+        /// Its bound.
+        bytes_max: u64,
     },
     /// The disk said no.
     #[error("cannot write {path}")]
@@ -54,6 +51,7 @@ pub struct DeadLetters {
 
 struct Inner {
     path: PathBuf,
+    bytes_max: u64,
     sink: String,
     clock: WallClock,
     metrics: DeadLetterMetrics,
@@ -63,26 +61,23 @@ struct Inner {
     size: Mutex<u64>,
 }
 
-#[derive(Serialize)]
-struct Letter<'a> {
-    sink: &'a str,
-    reason: &'a str,
-    time_unix_nano: String,
-    trace_id: String,
-    span_count: u32,
-    request: String,
-}
-
 impl DeadLetters {
     /// The file at `path`, which need not exist, nor its directory. `sink` is who refuses: the name
     /// in letters and metrics.
-    pub fn new(path: PathBuf, sink: String, clock: WallClock, metrics: &Metrics) -> Self {
+    pub fn new(
+        path: PathBuf,
+        bytes_max: u64,
+        sink: String,
+        clock: WallClock,
+        metrics: &Metrics,
+    ) -> Self {
         let metrics = metrics.dead_letters(&sink);
         let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         metrics.bytes.inc_by(size as i64);
         let (refusals, health) = (Pace::default(), Health::new(Gauge::default()));
         let size = Mutex::new(size);
-        Self { inner: Arc::new(Inner { path, sink, clock, metrics, refusals, health, size }) }
+        let inner = Inner { path, bytes_max, sink, clock, metrics, refusals, health, size };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The file.
@@ -94,7 +89,8 @@ impl DeadLetters {
     pub fn write(&self, attempt: &Attempt, reason: &str) -> Result<(), DeadLetterError> {
         let inner = &*self.inner;
         let mut size = inner.size.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = inner.append(&inner.line(attempt, reason))?;
+        let written =
+            inner.append(&letter::write(attempt, &inner.sink, reason, (inner.clock)()))?;
         inner.metrics.bytes.inc_by(written as i64 - *size as i64);
         *size = written;
         inner.metrics.spans.inc_by(u64::from(attempt.span_count));
@@ -123,6 +119,13 @@ impl DeadLetters {
             }
         }
     }
+
+    /// The same for a sink that nobody waits for: what cannot be written is dropped.
+    pub(super) fn refuse_or_drop(&self, attempt: &Attempt, reason: &str) {
+        if matches!(self.refuse(attempt, reason), Outcome::Again { .. }) {
+            self.inner.metrics.dropped.inc_by(u64::from(attempt.span_count));
+        }
+    }
 }
 
 impl Drop for Inner {
@@ -133,21 +136,6 @@ impl Drop for Inner {
 }
 
 impl Inner {
-    fn line(&self, attempt: &Attempt, reason: &str) -> Vec<u8> {
-        let time = (self.clock)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let letter = Letter {
-            sink: &self.sink,
-            reason,
-            time_unix_nano: time.as_nanos().to_string(),
-            trace_id: attempt.trace_id.to_string(),
-            span_count: attempt.span_count,
-            request: STANDARD.encode(request::raw(attempt)),
-        };
-        let mut line = serde_json::to_vec(&letter).expect("a struct of strings has a JSON form");
-        line.push(b'\n');
-        line
-    }
-
     /// The size of the file with the line.
     fn append(&self, line: &[u8]) -> Result<u64, DeadLetterError> {
         let error = |source| DeadLetterError::Write { path: self.path.clone(), source };
@@ -156,8 +144,9 @@ impl Inner {
         }
         let mut file = LineFile::open(&self.path).map_err(error)?;
         let size = file.bytes().map_err(error)? + line.len() as u64;
-        if size > DEAD_LETTER_BYTES_MAX {
-            return Err(DeadLetterError::Full { path: self.path.clone() });
+        if size > self.bytes_max {
+            let (path, bytes_max) = (self.path.clone(), self.bytes_max);
+            return Err(DeadLetterError::Full { path, bytes_max });
         }
         file.append(line).map_err(error)?;
         Ok(size)
@@ -167,13 +156,19 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::request;
     use crate::sink::testing::{span_ids, trace};
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
     use prometheus_client::registry::Registry;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
+
+    const BYTES_MAX: u64 = 2_000;
 
     fn letters(path: PathBuf) -> DeadLetters {
         let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH + Duration::from_nanos(12_345));
-        DeadLetters::new(path, "otlp".into(), clock, &Metrics::register(&mut Registry::default()))
+        let metrics = Metrics::register(&mut Registry::default());
+        DeadLetters::new(path, BYTES_MAX, "otlp".into(), clock, &metrics)
     }
 
     #[test]
@@ -201,21 +196,25 @@ mod tests {
     }
 
     #[test]
-    fn full_file_refuses_and_keeps_what_it_has() {
+    fn full_file_refuses_or_drops_and_keeps_what_it_has() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("otlp.jsonl");
-        // A sparse file of the largest size, which ends in a whole line.
-        let file = fs::File::create(&path).unwrap();
-        file.set_len(DEAD_LETTER_BYTES_MAX - 10).unwrap();
-        io::Write::write_all(&mut fs::OpenOptions::new().append(true).open(&path).unwrap(), b"\n")
-            .unwrap();
         let letters = letters(path.clone());
-        let size = fs::metadata(&path).unwrap().len();
-        let refused = letters.write(&trace(1, 1), "no").unwrap_err();
+        let refused = loop {
+            if let Err(refused) = letters.write(&trace(1, 1), "no") {
+                break refused;
+            }
+        };
         assert!(matches!(&refused, DeadLetterError::Full { .. }));
-        assert!(refused.to_string().contains("otlp.jsonl"));
-        assert_eq!(fs::metadata(&path).unwrap().len(), size);
-        assert_eq!(letters.inner.metrics.spans.get(), 0);
+        assert!(refused.to_string().contains("otlp.jsonl has reached its limit of 2000 bytes"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.len() > 1_000 && text.len() <= 2_000 && text.ends_with('\n'));
+        let written = text.lines().count() as u64;
+        assert_eq!(letters.refuse(&trace(1, 1), "no"), Outcome::AGAIN);
+        letters.refuse_or_drop(&trace(1, 3), "no");
+        let metrics = &letters.inner.metrics;
+        assert_eq!((metrics.spans.get(), metrics.dropped.get()), (written, 3));
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! one is cut off at once, or, if that fails too, before the next line; what a crash left of one is
 //! cut off when the file is opened. Nothing cut off was ever acknowledged.
 //!
-//! The file may be renamed or truncated from outside at any time, but not written to. It grows
-//! without bound: only the disk limits it.
+//! The file may be renamed or truncated from outside at any time, but not written to. What bounds
+//! it is its owner's business.
 
 use super::StartError;
 use super::lines::Lines;
@@ -40,29 +40,29 @@ pub(super) struct LineFile<S = File> {
     torn: Option<u64>,
 }
 
-/// Opens the file of a sink, and locks it until the sink is gone.
-pub(super) fn open(sink: &str, path: &Path) -> Result<LineFile, StartError> {
-    let error = |source| StartError::Open { sink: sink.into(), path: path.into(), source };
-    let file = append_to(path).map_err(error)?;
-    file.try_lock().map_err(|cause| match cause {
-        TryLockError::WouldBlock => StartError::Locked { sink: sink.into(), path: path.into() },
-        TryLockError::Error(source) => error(source),
-    })?;
-    let mut first = [b'{'];
-    if file.bytes().map_err(error)? > 0 {
-        file.read_exact_at(&mut first, 0).map_err(error)?;
-    }
-    if first != *b"{" {
-        return Err(StartError::Foreign { sink: sink.into(), path: path.into() });
-    }
-    LineFile::whole(file, path).map_err(error)
-}
-
 fn append_to(path: &Path) -> io::Result<File> {
     File::options().create(true).read(true).append(true).open(path)
 }
 
 impl LineFile {
+    /// Opens the file of a sink, and locks it for as long as it is open.
+    pub(super) fn open_locked(sink: &str, path: &Path) -> Result<Self, StartError> {
+        let error = |source| StartError::Open { sink: sink.into(), path: path.into(), source };
+        let file = append_to(path).map_err(error)?;
+        file.try_lock().map_err(|cause| match cause {
+            TryLockError::WouldBlock => StartError::Locked { sink: sink.into(), path: path.into() },
+            TryLockError::Error(source) => error(source),
+        })?;
+        let mut first = [b'{'];
+        if file.bytes().map_err(error)? > 0 {
+            file.read_exact_at(&mut first, 0).map_err(error)?;
+        }
+        if first != *b"{" {
+            return Err(StartError::Foreign { sink: sink.into(), path: path.into() });
+        }
+        Self::whole(file, path).map_err(error)
+    }
+
     /// Opens a file that the caller alone writes, and cuts off what is left of a torn line.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Self::whole(append_to(path)?, path)
@@ -104,7 +104,13 @@ impl<S: Storage> LineFile<S> {
         self.storage.bytes()
     }
 
-    fn mend(&mut self) -> io::Result<()> {
+    /// The open file.
+    pub(super) fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// Cuts off what a failed write left of a line.
+    pub(super) fn mend(&mut self) -> io::Result<()> {
         if let Some(whole) = self.torn {
             // Somebody may have emptied the file; then there is nothing to cut, and nothing to add.
             if self.storage.bytes()? > whole {
@@ -212,7 +218,7 @@ mod tests {
             (&long, ""),
         ] {
             fs::write(&path, before).unwrap();
-            let mut file = open("file", &path).unwrap();
+            let mut file = LineFile::open_locked("file", &path).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), after);
             file.append(b"{\"b\":2}\n").unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), format!("{after}{{\"b\":2}}\n"));
@@ -223,12 +229,12 @@ mod tests {
     fn second_writer_is_refused_with_the_path() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("traces.jsonl");
-        let first = open("file", &path).unwrap();
-        let refused = open("file-2", &path).err().unwrap();
+        let first = LineFile::open_locked("file", &path).unwrap();
+        let refused = LineFile::open_locked("file-2", &path).err().unwrap();
         assert!(matches!(refused, StartError::Locked { .. }));
         assert!(refused.to_string().contains("traces.jsonl"));
         drop(first);
-        open("file-2", &path).unwrap();
+        LineFile::open_locked("file-2", &path).unwrap();
     }
 
     #[test]
@@ -236,7 +242,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notes.txt");
         fs::write(&path, "dear diary").unwrap();
-        assert!(matches!(open("file", &path), Err(StartError::Foreign { .. })));
+        assert!(matches!(LineFile::open_locked("file", &path), Err(StartError::Foreign { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "dear diary");
     }
 
@@ -244,7 +250,7 @@ mod tests {
     fn file_emptied_by_others_goes_on_from_its_start() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("traces.jsonl");
-        let mut file = open("file", &path).unwrap();
+        let mut file = LineFile::open_locked("file", &path).unwrap();
         file.append(b"{one}\n").unwrap();
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         file.append(b"{two}\n").unwrap();

@@ -29,6 +29,11 @@ const BATCHING: Batching = Batching { count_min: 1, linger: Duration::ZERO, byte
 pub(super) trait Lines: Send + 'static {
     /// Writes a whole line, or leaves no trace of it where that is possible. Blocks.
     fn append(&mut self, line: &[u8]) -> io::Result<()>;
+
+    /// Returns when lines are where they are to be before they are acknowledged. Blocks.
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// An attempt as a line; a test puts one here that panics.
@@ -98,6 +103,18 @@ impl<L: Lines> Worker<L> {
             works &= !matches!(outcome, Outcome::Again { .. });
             outcomes.push(outcome);
         }
+        let written = attempts.iter().zip(&mut outcomes);
+        let written = written.filter(|(_, outcome)| **outcome == Outcome::Acknowledged);
+        if let Err(error) = self.lines.sync() {
+            self.on_error(&error);
+            written.for_each(|(_, outcome)| *outcome = Outcome::Unanswered);
+            return outcomes;
+        }
+        let spans: Vec<_> = written.map(|(attempt, _)| u64::from(attempt.span_count)).collect();
+        if works && !spans.is_empty() && self.health.up() {
+            tracing::info!(path = self.path, "writing again");
+        }
+        self.metrics.spans.inc_by(spans.iter().sum());
         outcomes
     }
 
@@ -109,21 +126,19 @@ impl<L: Lines> Worker<L> {
         let start = Instant::now();
         let appended = self.lines.append(&line);
         self.metrics.seconds.observe(start.elapsed().as_secs_f64());
-        let path = &self.path;
         match appended {
-            Ok(()) => {
-                if self.health.up() {
-                    tracing::info!(path, "writing again");
-                }
-                self.metrics.spans.inc_by(u64::from(attempt.span_count));
-                Outcome::Acknowledged
-            }
+            Ok(()) => Outcome::Acknowledged,
             Err(error) => {
-                if self.health.down() {
-                    tracing::error!(path, %error, "cannot write; traces wait with their owners");
-                }
+                self.on_error(&error);
                 Outcome::AGAIN
             }
+        }
+    }
+
+    fn on_error(&self, error: &io::Error) {
+        if self.health.down() {
+            let path = &self.path;
+            tracing::error!(path, %error, "cannot write; traces wait with their owners");
         }
     }
 }
@@ -162,19 +177,21 @@ mod tests {
     use tokio::sync::Notify;
     use tokio::task::JoinSet;
 
-    /// Takes `room` bytes, then fails; before each line it waits for `go`, where there is one.
+    /// Takes `room` bytes, then fails; before each line it waits for `go`, where there is one. What
+    /// it took is safe when `syncs`.
     #[derive(Clone)]
     struct Target {
         text: Arc<Mutex<Vec<u8>>>,
         room: Arc<Mutex<usize>>,
         go: Option<Arc<Mutex<mpsc::Receiver<()>>>>,
         begun: Arc<Notify>,
+        syncs: Arc<Mutex<bool>>,
     }
 
     impl Target {
         fn new(room: usize) -> Self {
-            let (text, begun) = (Arc::default(), Arc::default());
-            Self { text, room: Arc::new(Mutex::new(room)), go: None, begun }
+            let (text, begun, syncs) = (Arc::default(), Arc::default(), Arc::new(true.into()));
+            Self { text, room: Arc::new(Mutex::new(room)), go: None, begun, syncs }
         }
 
         fn text(&self) -> String {
@@ -195,6 +212,13 @@ mod tests {
             text.extend_from_slice(line);
             Ok(())
         }
+
+        fn sync(&mut self) -> io::Result<()> {
+            match *self.syncs.lock().unwrap() {
+                true => Ok(()),
+                false => Err(io::ErrorKind::StorageFull.into()),
+            }
+        }
     }
 
     struct Rig {
@@ -210,7 +234,7 @@ mod tests {
         let letters = directory.path().join("file.jsonl");
         let all = Metrics::register(&mut Registry::default());
         let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
-        let dead_letters = DeadLetters::new(letters.clone(), "file".into(), clock, &all);
+        let dead_letters = DeadLetters::new(letters.clone(), 1 << 20, "file".into(), clock, &all);
         let metrics = all.sink("file");
         let mut worker = Worker::new(target, "target".into(), metrics.clone(), dead_letters);
         worker.to_line = to_line;
@@ -263,6 +287,18 @@ mod tests {
         assert_eq!(export(&rig, vec![trace(3, 2)]).await, [Outcome::Acknowledged]);
         assert_eq!((rig.metrics.up.get(), target.text().lines().count()), (1, 3));
         assert!(!rig.letters.exists());
+    }
+
+    #[tokio::test]
+    async fn lines_that_may_not_be_on_the_disk_are_not_acknowledged() {
+        let target = Target::new(1 << 20);
+        let rig = rig(target.clone(), to_line);
+        *target.syncs.lock().unwrap() = false;
+        assert_eq!(export(&rig, vec![trace(1, 2)]).await, [Outcome::Unanswered]);
+        assert_eq!((rig.metrics.spans.get(), rig.metrics.up.get()), (0, 0));
+        *target.syncs.lock().unwrap() = true;
+        assert_eq!(export(&rig, vec![trace(1, 2)]).await, [Outcome::Acknowledged]);
+        assert_eq!((rig.metrics.spans.get(), rig.metrics.up.get()), (2, 1));
     }
 
     #[tokio::test]

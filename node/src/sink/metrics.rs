@@ -31,6 +31,7 @@ pub struct Metrics {
     up: Family<SinkLabel, Gauge>,
     queue_bytes: Family<QueueLabel, Gauge>,
     spans_dead_lettered: Family<SinkLabel, Counter>,
+    spans_dropped: Family<SinkLabel, Counter>,
     dead_letter_bytes: Gauge,
 }
 
@@ -53,6 +54,8 @@ pub(super) struct SinkMetrics {
 #[derive(Clone)]
 pub(super) struct DeadLetterMetrics {
     pub(super) spans: Counter,
+    /// Spans of a sink that nobody waits for, which could not be written either.
+    pub(super) dropped: Counter,
     /// Size of all dead-letter files together.
     pub(super) bytes: Gauge,
 }
@@ -67,6 +70,7 @@ impl Metrics {
             up: Family::default(),
             queue_bytes: Family::default(),
             spans_dead_lettered: Family::default(),
+            spans_dropped: Family::default(),
             dead_letter_bytes: Gauge::default(),
         };
         let m = metrics.clone();
@@ -79,6 +83,8 @@ impl Metrics {
         registry.register("queue_bytes", help, m.queue_bytes);
         let help = "Spans written to a dead-letter file";
         registry.register("spans_dead_lettered", help, m.spans_dead_lettered);
+        let help = "Spans that neither a sink with `required: false` nor its dead-letter file took";
+        registry.register("sink_spans_dropped", help, m.spans_dropped);
         let help = "Size of all dead-letter files";
         registry.register("dead_letter_bytes", help, m.dead_letter_bytes);
         metrics
@@ -101,6 +107,7 @@ impl Metrics {
         let label = SinkLabel { sink: name.to_owned() };
         DeadLetterMetrics {
             spans: self.spans_dead_lettered.get_or_create_owned(&label),
+            dropped: self.spans_dropped.get_or_create_owned(&label),
             bytes: self.dead_letter_bytes.clone(),
         }
     }

@@ -1,18 +1,25 @@
-//! The OTLP sink: export requests over gRPC.
+//! The OTLP sink: export requests over gRPC or HTTP.
 //!
 //! What an answer means is OTLP's: acknowledged, later, or never. A request that will never be
 //! taken is halved and sent again until the attempt to blame is alone, so a poisonous trace costs
 //! the others nothing but time; alone, it becomes a dead letter. A request that makes encoding
-//! panic goes the same way.
+//! panic goes the same way, and so does a trace that is put off for too long.
 //!
 //! The invariant: an attempt is acknowledged only when the server said so of each of its requests,
-//! and refused only when the server itself, not something on the way to it, said never. Bounded by
-//! [`REQUESTS_IN_FLIGHT_MAX`] requests of `request_bytes_max`, each for [`ATTEMPT_MAX`]. The
-//! connection is made by the first request, and again by the first after it broke; no retry here.
+//! and refused only when a server that was reached said never, or later for `retry_for`. Bounded by
+//! [`REQUESTS_IN_FLIGHT_MAX`] requests of `request_bytes_max`, each for [`ATTEMPT_MAX`]. No retry
+//! here.
 
+mod answer;
 mod client;
+mod connect;
+mod giants;
+mod over_grpc;
+mod over_http;
 
-pub(super) use client::Client;
+pub(crate) use answer::Answer;
+pub(crate) use client::Client;
+pub use client::Target;
 
 use super::dead_letter::DeadLetters;
 use super::health::{Health, Pace};
@@ -20,7 +27,7 @@ use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox, Pending};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
 use bytes::Bytes;
-use client::Answer;
+use giants::{Giants, Progress};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::select;
@@ -50,7 +57,12 @@ pub(super) struct Worker {
 struct Exporter {
     client: Client,
     request_bytes_max: usize,
+    /// How long a trace may be put off by a sink that answers.
+    retry_for: Duration,
+    /// Since when the sink answers; none while it does not.
+    answering_since: Mutex<Option<Instant>>,
     encode: Encode,
+    giants: Giants,
     /// Memory of requests that are over, of as many as may be in flight.
     buffers: Mutex<Vec<Vec<u8>>>,
     metrics: SinkMetrics,
@@ -63,13 +75,17 @@ impl Worker {
     pub(super) fn new(
         client: Client,
         request_bytes_max: usize,
+        retry_for: Duration,
         metrics: SinkMetrics,
         dead_letters: DeadLetters,
     ) -> Self {
         let exporter = Exporter {
             client,
             request_bytes_max,
+            retry_for,
+            answering_since: Mutex::default(),
             encode: request::encode_into,
+            giants: Giants::default(),
             buffers: Mutex::default(),
             health: Health::new(metrics.up.clone()),
             rejections: Pace::default(),
@@ -120,8 +136,14 @@ impl Exporter {
                 }
                 Answer::Later { after, reason } => {
                     self.on_later(&reason);
+                    let rest = parts.into_iter().flatten();
+                    rest.for_each(|pending| pending.answer(Outcome::Again { after }));
+                    return self.put_off(part, after, &reason).await;
+                }
+                Answer::Unreached { reason } => {
+                    self.on_later(&reason);
                     let rest = parts.into_iter().flatten().chain(part);
-                    return rest.for_each(|pending| pending.answer(Outcome::Again { after }));
+                    return rest.for_each(|pending| pending.answer(Outcome::AGAIN));
                 }
                 Answer::Unanswered { reason } => {
                     self.on_later(&reason);
@@ -142,35 +164,48 @@ impl Exporter {
         }
     }
 
-    /// One attempt at sending a part: its requests one after the other, until one is not taken.
+    /// One attempt at sending a part: its requests one after the other, until one is not taken. Those
+    /// that were taken before are not sent again.
     async fn send(&self, part: &[Pending]) -> Answer {
         let deadline = Instant::now() + ATTEMPT_MAX;
         let attempts: Vec<_> = part.iter().map(|pending| pending.attempt.clone()).collect();
         let buffer = self.buffers().pop().unwrap_or_default();
-        let requests = match guarded(|| (self.encode)(&attempts, self.request_bytes_max, buffer)) {
-            Ok(requests) => requests,
-            Err(reason) => return Answer::Never { reason },
-        };
-        let mut rejected = (0, String::new());
-        for request in requests {
-            let start = Instant::now();
-            let answer = self.client.call(request.clone(), deadline).await;
-            self.keep(request);
-            self.metrics.seconds.observe(start.elapsed().as_secs_f64());
-            if !matches!(answer, Answer::Later { .. } | Answer::Unanswered { .. }) {
-                self.on_answer();
-            }
-            match answer {
-                Answer::Taken { rejected_span_count, message } if rejected_span_count > 0 => {
-                    rejected = (rejected_span_count.saturating_add(rejected.0), message);
+        let mut requests =
+            match guarded(|| (self.encode)(&attempts, self.request_bytes_max, buffer)) {
+                Ok(requests) => requests,
+                Err(reason) => return Answer::Never { reason },
+            };
+        if let [request] = &mut requests[..] {
+            return self.post(std::mem::take(request), deadline).await;
+        }
+        // Only a single attempt is more than one request.
+        let mut progress = self.giants.take(&attempts[0]);
+        for request in requests.into_iter().skip(progress.requests) {
+            match self.post(request, deadline).await {
+                Answer::Taken { rejected_span_count, message } => {
+                    progress.requests += 1;
+                    progress.rejected_span_count += rejected_span_count;
+                    if rejected_span_count > 0 {
+                        progress.message = message;
+                    }
                 }
-                Answer::Taken { .. } => {}
-                Answer::Later { .. } | Answer::Unanswered { .. } | Answer::Never { .. } => {
+                answer => {
+                    self.giants.keep(&attempts[0], progress);
                     return answer;
                 }
             }
         }
-        Answer::Taken { rejected_span_count: rejected.0, message: rejected.1 }
+        let Progress { rejected_span_count, message, .. } = progress;
+        Answer::Taken { rejected_span_count, message }
+    }
+
+    async fn post(&self, request: Bytes, deadline: Instant) -> Answer {
+        let start = Instant::now();
+        let answer = self.client.call(request.clone(), deadline).await;
+        self.keep(request);
+        self.metrics.seconds.observe(start.elapsed().as_secs_f64());
+        self.note(&answer);
+        answer
     }
 
     /// Keeps the memory of a request for another one.
@@ -200,9 +235,32 @@ impl Exporter {
         }
     }
 
-    fn on_answer(&self) {
-        if self.health.up() {
-            tracing::info!(sink = self.client.sink(), "sink answers again");
+    /// Whether the sink answers, and whether it works.
+    fn note(&self, answer: &Answer) {
+        let mut since = self.answering_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Answer::Unreached { .. } | Answer::Unanswered { .. } => *since = None,
+            Answer::Later { .. } => *since = since.or(Some(Instant::now())),
+            Answer::Taken { .. } | Answer::Never { .. } => {
+                *since = since.or(Some(Instant::now()));
+                if self.health.up() {
+                    tracing::info!(sink = self.client.sink(), "sink answers again");
+                }
+            }
+        }
+    }
+
+    /// Answers attempts that the sink wants later. One that it puts off for `retry_for` is given
+    /// up; the time before it was due does not count, nor that in which the sink did not answer.
+    async fn put_off(&self, part: Vec<Pending>, after: Option<Duration>, reason: &str) {
+        let since = *self.answering_since.lock().unwrap_or_else(PoisonError::into_inner);
+        for pending in part {
+            let put_off_since = pending.attempt.due.zip(since).map(|(due, since)| due.max(since));
+            if put_off_since.is_some_and(|since| since.elapsed() >= self.retry_for) {
+                self.refuse(pending, format!("put off for too long: {reason}")).await;
+            } else {
+                pending.answer(Outcome::Again { after });
+            }
         }
     }
 

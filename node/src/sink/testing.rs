@@ -57,6 +57,7 @@ pub(super) fn attempt(trace: u8, chunks: Vec<(Arc<Scope>, Vec<u8>)>) -> Arc<Atte
         trace_id: TraceId([trace; 16]),
         span_count: chunks.iter().map(|(_, spans)| count(spans)).sum(),
         bytes: chunks.iter().map(|(_, spans)| spans.len()).sum(),
+        due: None,
         chunks: chunks
             .into_iter()
             .map(|(scope, spans)| Chunk { scope, spans: spans.into() })

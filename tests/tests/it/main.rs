@@ -13,6 +13,8 @@ mod mesh;
 mod one_node;
 mod otlp;
 mod overload;
+mod servers;
+mod sinks;
 mod telling;
 
 use tracemesh_tests::host::Host;

@@ -3,13 +3,15 @@
 //! A line is one trace as OTLP JSON, written by one attempt. Lines are read whole, from where the
 //! file ended when the run began; the invariant is that `offset` is the beginning of a line, so
 //! that a torn line that its writer takes back does no harm. When the file at the path is another
-//! one (it was rotated), the old one is read to its end first.
+//! one (it was rotated), the old one is read to its end first, and then those between the two.
 //!
 //! Bounded by [`LINE_BYTES_MAX`]; reads every [`POLL_INTERVAL`].
 
 use super::arrivals::Arrivals;
+use crate::sink::numbered;
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use std::fs::Metadata;
 use std::io::{ErrorKind, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -40,7 +42,7 @@ impl Follower {
     /// Begins at the present end of the file, or at the beginning of one that comes to be.
     pub(super) async fn open(path: &Path) -> anyhow::Result<Self> {
         let mut follower = Self { path: path.to_owned(), file: None, offset: 0 };
-        follower.file = follower.open_if_there().await?;
+        follower.file = follower.open_if_there(path).await?;
         if let Some(file) = &follower.file {
             follower.offset = file.metadata().await?.len();
         }
@@ -59,13 +61,11 @@ impl Follower {
         }
     }
 
-    async fn open_if_there(&self) -> anyhow::Result<Option<File>> {
-        match File::open(&self.path).await {
+    async fn open_if_there(&self, path: &Path) -> anyhow::Result<Option<File>> {
+        match File::open(path).await {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot open {}", self.path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
         }
     }
 
@@ -80,12 +80,52 @@ impl Follower {
             if !is_left {
                 return Ok(());
             }
-            self.file = self.open_if_there().await?;
-            self.offset = 0;
-            if self.file.is_none() {
+            let Some(next) = self.next_file().await? else {
                 return Ok(());
+            };
+            self.file = Some(next);
+            self.offset = 0;
+        }
+    }
+
+    /// The file that was begun after the open one: at the path, unless there were several rotations
+    /// since this last looked.
+    async fn next_file(&self) -> anyhow::Result<Option<File>> {
+        let Some(file) = &self.file else {
+            return self.open_if_there(&self.path).await;
+        };
+        loop {
+            let open = file.metadata().await?;
+            if open.nlink() == 0 {
+                bail!("it was removed before the next one was found; keep more files");
+            }
+            let place = self.place_of(&open).await?;
+            let next = match place {
+                Some(number) if number > 1 => numbered(&self.path, number - 1),
+                _ => self.path.clone(),
+            };
+            let next = self.open_if_there(&next).await?;
+            // Unless all of them moved on meanwhile.
+            if self.place_of(&open).await? == place {
+                return Ok(next);
             }
         }
+    }
+
+    /// The number under which a file was put aside; none when it has another name.
+    async fn place_of(&self, open: &Metadata) -> anyhow::Result<Option<u32>> {
+        // A rotation under way leaves one gap.
+        let (mut number, mut gaps) = (1, 0);
+        while gaps < 2 {
+            match fs::metadata(numbered(&self.path, number)).await {
+                Ok(file) if is_same(&file, open) => return Ok(Some(number)),
+                Ok(_) => gaps = 0,
+                Err(error) if error.kind() == ErrorKind::NotFound => gaps += 1,
+                Err(error) => return Err(error.into()),
+            }
+            number += 1;
+        }
+        Ok(None)
     }
 
     /// Whether the path names another file than the open one.
@@ -94,15 +134,16 @@ impl Follower {
             return Ok(true);
         };
         match fs::metadata(&self.path).await {
-            Ok(at_path) => {
-                let open = file.metadata().await?;
-                Ok((at_path.dev(), at_path.ino()) != (open.dev(), open.ino()))
-            }
+            Ok(at_path) => Ok(!is_same(&at_path, &file.metadata().await?)),
             // Between the two steps of a rotation; the next poll sees the new file.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// Notes the whole lines from `offset` on; returns where the next line will begin.
@@ -274,6 +315,28 @@ mod tests {
         assert_eq!(scene.read().await, (8, 0), "between the steps of a rotation");
         scene.append(&line(&scene.plan, 1));
         assert_eq!(scene.read().await, (16, 0));
+    }
+
+    #[tokio::test]
+    async fn files_of_several_rotations_are_read_in_their_order() {
+        let mut scene = Scene::new().await;
+        let path = scene.directory.path().join("traces.jsonl");
+        scene.append(&line(&scene.plan, 0));
+        for trace in 1..=3 {
+            for number in (1..trace).rev() {
+                let [from, to] = [number, number + 1].map(|n| numbered(&path, n as u32));
+                blocking::rename(from, to).unwrap();
+            }
+            blocking::rename(&path, numbered(&path, 1)).unwrap();
+            scene.append(&line(&scene.plan, trace));
+        }
+        assert_eq!(scene.read().await, (32, 0));
+        blocking::rename(&path, numbered(&path, 1)).unwrap();
+        assert_eq!(scene.read().await, (32, 0));
+        blocking::remove_file(numbered(&path, 1)).unwrap();
+        scene.append(&line(&scene.plan, 4));
+        let error = scene.follower.read(&scene.arrivals).await.unwrap_err().to_string();
+        assert!(error.contains("keep more files"), "{error}");
     }
 
     #[tokio::test]

@@ -1,17 +1,22 @@
 //! The OTLP sink against a server that answers by script.
 
+mod over_http;
+mod over_tls;
+mod several;
+
+use super::over_grpc::RawCodec;
 use super::*;
 use crate::sink::testing::{attempt, decode, resource, scope, span_ids, spans, trace};
-use crate::sink::{Compression, Metrics, Sink, queue};
+use crate::sink::{Compression, Metrics, Protocol, Sink, queue};
 use crate::spans::TraceId;
-use client::RawCodec;
+use crate::tls::ClientFiles;
 use futures_util::future::join_all;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceResponse,
 };
 use prometheus_client::registry::Registry;
 use prost::Message;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
@@ -138,6 +143,22 @@ async fn answer(
     }
 }
 
+/// The wall clock of all sinks.
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+const RETRY_FOR: Duration = Duration::from_secs(300);
+
+fn target(protocol: Protocol, endpoints: &[String]) -> Target {
+    let key = (http::HeaderName::from_static("x-key"), http::HeaderValue::from_static("secret"));
+    Target {
+        endpoints: endpoints.iter().map(|endpoint| endpoint.parse().unwrap()).collect(),
+        protocol,
+        compression: Compression::Zstd,
+        headers: vec![key],
+        tls: ClientFiles::default(),
+    }
+}
+
 /// A sink under test.
 struct Rig {
     sink: Arc<dyn Sink>,
@@ -154,20 +175,32 @@ impl Rig {
     }
 
     fn with(address: SocketAddr, adjust: impl FnOnce(&mut Exporter)) -> Self {
+        Self::of(&target(Protocol::Grpc, &[format!("http://{address}")]), adjust)
+    }
+
+    fn of(target: &Target, adjust: impl FnOnce(&mut Exporter)) -> Self {
+        Self::with_clock(target, Arc::new(|| NOW), adjust)
+    }
+
+    fn with_clock(
+        target: &Target,
+        clock: crate::sink::WallClock,
+        adjust: impl FnOnce(&mut Exporter),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let letters = directory.path().join("dead-letters/otlp.jsonl");
         let all = Metrics::register(&mut Registry::default());
         let metrics = all.sink("otlp");
-        let headers = BTreeMap::from([("x-key".to_owned(), "secret".to_owned())]);
-        let client =
-            Client::new("otlp", &format!("http://{address}"), Compression::Zstd, &headers).unwrap();
-        let clock: crate::sink::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
-        let dead_letters = DeadLetters::new(letters.clone(), "otlp".into(), clock, &all);
-        let mut worker = Worker::new(client, 1 << 20, metrics.clone(), dead_letters);
+        let (client, files) = Client::new("otlp", target, &clock).unwrap();
+        let dead_letters = DeadLetters::new(letters.clone(), 1 << 20, "otlp".into(), clock, &all);
+        let mut worker = Worker::new(client, 1 << 20, RETRY_FOR, metrics.clone(), dead_letters);
         adjust(Arc::get_mut(&mut worker.exporter).unwrap());
         let (sink, inbox) = queue::queue("otlp".into(), 1 << 30, metrics.queue_bytes.clone());
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(worker.run(inbox, stop.clone()));
+        if let Some(files) = files {
+            tasks.spawn(files.keep(stop.clone()));
+        }
         Self { sink, metrics, letters, stop, worker: tasks, _directory: directory }
     }
 
@@ -204,13 +237,7 @@ const POISON: u8 = 7;
 
 /// RESOURCE_EXHAUSTED that asks for 7 s.
 fn full() -> Status {
-    // google.rpc.Status {details: [Any {RetryInfo {retry_delay: {seconds: 7}}}]}
-    let url = b"type.googleapis.com/google.rpc.RetryInfo";
-    let mut any = vec![0x0a, url.len() as u8];
-    any.extend(url);
-    any.extend([0x12, 4, 0x0a, 2, 0x08, 7]);
-    let mut details = vec![0x1a, any.len() as u8];
-    details.extend(any);
+    let details = answer::tests::details(7, 0);
     Status::with_details(Code::ResourceExhausted, "full", details.into())
 }
 
@@ -358,9 +385,11 @@ async fn giant_trace_is_split_over_requests_and_acknowledged_once_all_are() {
     assert_eq!(rig.export(slice::from_ref(&giant)).await, [Outcome::AGAIN]);
     assert_eq!((server.requests().len(), rig.metrics.spans.get()), (3, 0));
     assert_eq!(rig.export(slice::from_ref(&giant)).await, [Outcome::Acknowledged]);
-    let requests = server.requests().split_off(3);
+    let mut requests = server.requests();
+    let refused = requests.remove(2);
+    assert_eq!(requests[2], refused, "goes on where it stopped");
     assert!(requests.len() > 5 && requests.iter().all(|request| request.len() <= 10_000));
-    assert_eq!(span_ids(&requests), span_ids(&encoded(&[giant])));
+    assert_eq!(span_ids(&requests), span_ids(&encoded(&[giant])), "each once");
     assert_eq!(rig.metrics.spans.get(), 600);
 }
 
