@@ -2,6 +2,7 @@
 //! is lost.
 
 use crate::host;
+use crate::mesh::start;
 use crate::otlp::{PROTOBUF, encoded, span, trace_id};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
@@ -69,18 +70,30 @@ fn settings(host: &Host, sink: &Sink) -> Settings {
 }
 
 /// Requests that are all different, and the traces of those that were acknowledged.
-#[derive(Default)]
 struct Load {
+    spans_of_a_request: u64,
     next: AtomicU64,
     acknowledged: Mutex<BTreeSet<Vec<u8>>>,
 }
 
+impl Default for Load {
+    fn default() -> Self {
+        let (next, acknowledged) = Default::default();
+        Self { spans_of_a_request: SPANS_OF_A_REQUEST, next, acknowledged }
+    }
+}
+
 impl Load {
+    fn acknowledged(&self) -> BTreeSet<Vec<u8>> {
+        self.acknowledged.lock().expect("nothing panics while it keeps ids").clone()
+    }
+
     /// A request and the ids in it.
     fn request(&self) -> (Vec<u8>, Vec<Vec<u8>>) {
-        let first = self.next.fetch_add(SPANS_OF_A_REQUEST, Relaxed);
-        let ids: Vec<_> =
-            (first..first + SPANS_OF_A_REQUEST).map(|number| trace_id(number).to_vec()).collect();
+        let first = self.next.fetch_add(self.spans_of_a_request, Relaxed);
+        let ids: Vec<_> = (first..first + self.spans_of_a_request)
+            .map(|number| trace_id(number).to_vec())
+            .collect();
         let spans = ids.iter().map(|id| {
             let name = "n".repeat(NAME_BYTES);
             opentelemetry_proto::tonic::trace::v1::Span { name, ..span(id, 0) }
@@ -202,8 +215,42 @@ fn full_node_puts_clients_off_and_loses_nothing_of_what_it_acknowledged() {
     sink.is_open.store(true, Relaxed);
     let is_taken = || load.by_grpc(&mut client).then_some(());
     wait_within(SINK_IS_FOUND_AGAIN, "requests to be taken again", is_taken);
-    let acknowledged = load.acknowledged.lock().expect("nothing panics while it keeps ids");
+    let acknowledged = load.acknowledged();
     assert!(acknowledged.len() > 1000, "the budget held {}", acknowledged.len());
+    let all = || (sink.missing(&acknowledged) == 0).then_some(());
+    wait_within(SINK_IS_FOUND_AGAIN, "all that was acknowledged to come out", all);
+}
+
+#[test]
+fn one_full_node_of_three_is_not_routed_around_and_the_others_go_on() {
+    let host = host();
+    let sink = Sink::start();
+    let endpoint = json!([{ "otlp": { "endpoint": sink.server.url() } }]);
+    let mut all = host.nodes(&["a", "b", "c"]);
+    all.iter_mut().for_each(|node| node.set("sinks", endpoint.clone()));
+    all[2].set("node.memory", json!(format!("{MEMORY_BYTES}B")));
+    all[2].set("ingest.request_bytes_max", json!("1MiB"));
+    all[2].set("ingest.in_flight_max", json!("4MiB"));
+    let nodes = start(&all);
+    let sum = |name| nodes.iter().map(|node| node.metrics().sum(name, &[])).sum::<f64>();
+    let view_changes = sum("tracemesh_view_changes_total");
+    let rerouted = sum("tracemesh_spans_rerouted_total");
+
+    // Of fifty traces some are the full node's, so all such requests are put off in the end.
+    let load = Load::default();
+    let mut client = Client::new(nodes[0].grpc_url());
+    wait_until("one node to be full", || !load.by_grpc(&mut client) && !load.by_grpc(&mut client));
+    let mut single = Load { spans_of_a_request: 1, ..Load::default() };
+    *single.next.get_mut() = load.next.load(Relaxed);
+    let taken = (0..60).filter(|_| single.by_grpc(&mut client)).count();
+    assert!((1..60).contains(&taken), "{taken} of 60: traces of the other two nodes are taken");
+    assert_eq!(sum("tracemesh_spans_rerouted_total"), rerouted, "fullness is an answer");
+    assert_eq!(sum("tracemesh_view_changes_total"), view_changes);
+    assert_within_budget(&nodes[2]);
+
+    sink.is_open.store(true, Relaxed);
+    let mut acknowledged = load.acknowledged();
+    acknowledged.extend(single.acknowledged());
     let all = || (sink.missing(&acknowledged) == 0).then_some(());
     wait_within(SINK_IS_FOUND_AGAIN, "all that was acknowledged to come out", all);
 }
