@@ -267,6 +267,8 @@ where
             tracing::debug!(address = %listener.address, "too many connections");
             continue;
         };
+        // Answers are small; waiting for more to send with them only delays a client.
+        let _ = stream.set_nodelay(true);
         accepted_count = accepted_count.wrapping_add(1);
         let connection = Connection {
             builder: builder.clone(),
@@ -276,7 +278,7 @@ where
             _permit: permit,
         };
         match &listener.tls {
-            None => connections.spawn(connection.open(stream)),
+            None => connections.spawn(connection.serve(stream)),
             Some(tls) => connections.spawn(connection.secure(stream, tls.get(), limits.clone())),
         };
     }
@@ -333,7 +335,6 @@ impl<S> Connection<S> {
         S: Respond<B>,
         B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
-        let _ = stream.set_nodelay(true);
         let handshake = timeout(OPENING_MAX, TlsAcceptor::from(tls).accept(stream));
         match self.drain.run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => self.serve(stream).await,
@@ -346,16 +347,6 @@ impl<S> Connection<S> {
             }
             Some(Err(_)) | None => {}
         }
-    }
-
-    async fn open<B>(self, stream: TcpStream)
-    where
-        S: Respond<B>,
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-    {
-        // Answers are small; waiting for more to send with them only delays a client.
-        let _ = stream.set_nodelay(true);
-        self.serve(stream).await;
     }
 
     async fn serve<B>(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static)

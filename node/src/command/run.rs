@@ -4,14 +4,19 @@ use super::Exit;
 use crate::config::{Config, Log, LogFormat};
 use crate::environment::Environment;
 use crate::node::{End, Node};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::IsTerminal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 
+/// Open files besides clients' connections: those of the console (256), sinks, data directory.
+const OTHER_FILES: u64 = 1000;
+
 /// Runs a node until SIGTERM or SIGINT; a second one of either stops it at once.
 pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
     start_log(config.log);
+    raise_open_files(config.ingest.connections_max);
     if config.cluster.is_for_development() {
         tracing::warn!(
             "no key and no certificates: this node meets others on this host only, under a \
@@ -96,6 +101,24 @@ fn conclude(end: End) -> Exit {
             tracing::error!(task, "stopped, because a task panicked");
             Exit::Failed
         }
+    }
+}
+
+/// Lets this process open as many files as it may, for every connection is one, and the first limit
+/// of many systems is 1024. Files of its own, such as the spool, have to be openable at any time.
+fn raise_open_files(connections_max: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+    let open_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if open_files < connections_max as u64 + OTHER_FILES {
+        tracing::warn!(
+            open_files,
+            connections_max,
+            "this process may open fewer files than ingest.connections_max needs: raise the limit \
+             (`LimitNOFILE` of systemd, `ulimit -n`), or lower the key"
+        );
     }
 }
 

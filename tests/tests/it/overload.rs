@@ -8,8 +8,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -262,9 +265,20 @@ fn connections_max() -> usize {
     2000.min(limit.saturating_sub(200))
 }
 
+/// The program, started as systems do that let it open few files unless it asks for more.
+fn program_with_few_files(host: &Host) -> PathBuf {
+    let path = host.path().join("few-files");
+    let program = host.program().display();
+    let text = format!("#!/bin/sh\nulimit -S -n 256\nexec '{program}' \"$@\"\n");
+    fs::write(&path, text).expect("a script can be written");
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("it can be made a program");
+    path
+}
+
 #[test]
 fn idle_connections_cost_next_to_nothing() {
-    let host = host();
+    let elsewhere = host();
+    let host = Host::new(program_with_few_files(&elsewhere));
     let mut node = host.node("a").start();
     let load = Load::default();
     assert!(load.by_http(&node));

@@ -82,6 +82,42 @@ fn collector_sends_to_one_node_over_http_as_json() {
 }
 
 #[test]
+fn collector_sends_by_tls_and_with_a_token() {
+    let key = rcgen::KeyPair::generate().expect("a key can be made");
+    let addresses = (1..=3).map(|number| format!("127.0.0.{number}"));
+    let parameters = rcgen::CertificateParams::new(addresses.collect::<Vec<_>>());
+    let parameters = parameters.expect("addresses can be certified");
+    let certificate = parameters.self_signed(&key).expect("a certificate signs itself");
+    let files = [
+        ("server.pem", certificate.pem()),
+        ("server.key", key.serialize_pem()),
+        ("tokens", "collector:a-token\n".to_owned()),
+        ("ca.pem", certificate.pem()),
+    ];
+    let moved = |mesh: &Mesh, text: &str| {
+        text.replace("/etc/tracemesh", &mesh.host.path().to_string_lossy())
+    };
+    let mesh = Mesh::start_with(|settings, mesh| {
+        for (name, text) in &files {
+            fs::write(mesh.host.path().join(name), text).expect("a file can be written");
+        }
+        let path = |name: &str| mesh.host.path().join(name);
+        let [certificate, key, tokens] = ["server.pem", "server.key", "tokens"].map(path);
+        // The test has no YAML; the README's text has to name the same keys.
+        let text = moved(mesh, &readme::text("secured"));
+        for part in ["ingest:\n  tls: {cert_file: ", ", key_file: ", "}\n  bearer_tokens_file: "] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        settings
+            .with("ingest.tls", json!({ "cert_file": certificate, "key_file": key }))
+            .with("ingest.bearer_tokens_file", json!(tokens))
+    });
+    send_through("collector-secured", &mesh, |text| {
+        replaced(&moved(&mesh, &text), "${env:TRACEMESH_TOKEN}", "a-token")
+    });
+}
+
+#[test]
 fn collector_sends_to_all_nodes_by_trace() {
     let mesh = Mesh::start();
     send_through("collector-loadbalancing", &mesh, |text| text);
