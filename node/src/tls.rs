@@ -1,8 +1,9 @@
 //! TLS of the OTLP listeners, and towards sinks: certificates, keys and authorities from files.
 //!
-//! With the one module in it, the only file of this crate that names the TLS library. The invariant: a configuration that left
-//! this module has a private key that belongs to its certificate. Followed by [`crate::reload`];
-//! connections that are open keep what they began with. Host names play no part on this side.
+//! With the one module in it, the only file of this crate that names the TLS library. The
+//! invariant: a configuration that left this module has a private key that belongs to its
+//! certificate. Followed by [`crate::reload`]; connections that are open keep what they began with.
+//! Host names play no part on this side.
 
 mod client;
 

@@ -326,7 +326,8 @@ mod tests {
         let line = [&["replay", path.to_str().unwrap()], more].concat();
         let Line { arguments } = Line::parse_from(line);
         let mut output = Vec::new();
-        let exit = run(&arguments, &Surroundings::default(), &mut output).await;
+        let surroundings = Surroundings { host_name: "a".to_owned(), ..Surroundings::default() };
+        let exit = run(&arguments, &surroundings, &mut output).await;
         let exit = exit.map_err(|error| {
             let kind = if error.is::<Misuse>() { "misuse: " } else { "" };
             format!("{kind}{error:#}")

@@ -898,18 +898,14 @@ fn one_sink_is_required_and_the_others_leave_memory() {
     );
     assert_errors(
         "sinks:\n  - otlp: {required: false}\n",
-        &[
-            "tracemesh.yaml:2: sinks.otlp.required: no sink is required, so a crash could take what \
-           nobody else has; expected one or more with required: true",
-        ],
+        &["tracemesh.yaml:2: sinks.otlp.required: no sink is required, so a crash could take \
+             what nobody else has; expected one or more with required: true"],
     );
     assert_errors(
         "node: {memory: 1GiB}\nsinks:\n  - stdout: {}\n  \
          - otlp: {required: false, queue: 513MiB}\n",
-        &[
-            "tracemesh.yaml:4: sinks.otlp.queue: queues of sinks that are not required are taken off \
-           node.memory (1GiB), and this is more than half of it",
-        ],
+        &["tracemesh.yaml:4: sinks.otlp.queue: queues of sinks that are not required are taken \
+             off node.memory (1GiB), and this is more than half of it"],
     );
     let text =
         "node: {memory: 1GiB}\nsinks: [stdout: {}, otlp: {required: false, queue: 512MiB}]\n";

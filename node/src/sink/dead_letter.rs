@@ -3,9 +3,9 @@
 //! One file a sink, a letter a line; a whole attempt is written even when parts of it had arrived.
 //!
 //! The invariant: after `Ok` the trace is in the file whole; after an error no part of it is. The
-//! file is opened for each letter, so it may be moved away at any time. It is bounded in bytes; when
-//! it or the disk is full, the trace stays where it is, or, of a sink that nobody waits for, is
-//! dropped, which is counted and said.
+//! file is opened for each letter, so it may be moved away at any time. It is bounded in bytes;
+//! when it or the disk is full, the trace stays where it is, or, of a sink that nobody waits for,
+//! is dropped, which is counted and said.
 
 use super::file::LineFile;
 use super::health::{Health, Pace};

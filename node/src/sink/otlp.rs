@@ -164,8 +164,8 @@ impl Exporter {
         }
     }
 
-    /// One attempt at sending a part: its requests one after the other, until one is not taken. Those
-    /// that were taken before are not sent again.
+    /// One attempt at sending a part: its requests one after the other, until one is not taken.
+    /// Those that were taken before are not sent again.
     async fn send(&self, part: &[Pending]) -> Answer {
         let deadline = Instant::now() + ATTEMPT_MAX;
         let attempts: Vec<_> = part.iter().map(|pending| pending.attempt.clone()).collect();

@@ -3,7 +3,9 @@
 use crate::otlp::{PROTOBUF, encoded, hex, trace, trace_id};
 use crate::{TRACEMESH, host};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
@@ -63,8 +65,8 @@ fn sink_that_is_not_required_holds_up_nobody() {
         let request = encoded(trace(&trace_id(number), SPANS_OF_A_TRACE));
         assert_eq!(node.post(PROTOBUF, &request).status, 200);
     }
+    wait_until("all traces", || node.traces().len() as u64 == traces);
     wait_until("nothing is held", || node.metrics().sum("tracemesh_spans_held", &[]) == 0.0);
-    assert_eq!(node.traces().len() as u64, traces);
     // What was in its queue is written down at the end.
     assert!(node.stop().success());
     let letters = settings.directory().join("data/a/dead-letters/otlp.jsonl");
@@ -79,10 +81,10 @@ fn load_finds_every_span_in_files_that_are_rotated() {
     let host = host();
     let settings = host.node("a");
     let file = settings.trace_file();
-    let sinks = json!([{ "file": { "path": file, "rotate": "64KiB", "keep": 1000 } }]);
+    let sinks = json!([{ "file": { "path": file, "rotate": "128KiB", "keep": 100 } }]);
     let node = settings.with("sinks", sinks).start();
     let mut command = Command::new(TRACEMESH);
-    command.args(["load", "--spans", "8000", "--target", &node.grpc_url()]);
+    command.args(["load", "--spans", "4000", "--target", &node.grpc_url()]);
     command.arg("--verify-file").arg(&file);
     Program::run("load", host.path(), &mut command).succeeded();
     let directory = file.parent().expect("a file is in a directory");
@@ -90,5 +92,52 @@ fn load_finds_every_span_in_files_that_are_rotated() {
         let entry = entry.as_ref().expect("it can be listed");
         entry.path().to_string_lossy().starts_with(&*file.to_string_lossy())
     });
-    assert!(files.count() > 10, "it was rotated");
+    assert!(files.count() > 4, "it was rotated");
+}
+
+/// A disk of 256 KiB at this path.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where only others may make one.
+    fn mount(path: PathBuf) -> Option<Self> {
+        fs::create_dir(&path).expect("a directory can be made");
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&path);
+        let is_mounted = command.status().is_ok_and(|status| status.success());
+        is_mounted.then_some(Self(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What is left then is left to whoever looks after the machine.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn full_disk_is_said_with_its_path_and_loses_nothing() {
+    let host = host();
+    let Some(disk) = SmallDisk::mount(host.path().join("disk")) else {
+        eprintln!("skipped: who runs this may not mount a small disk");
+        return;
+    };
+    let filler = disk.0.join("filler");
+    fs::write(&filler, vec![0; 224 << 10]).expect("the disk has room for that");
+    let file = disk.0.join("traces.jsonl");
+    let node = host.node("a").with("sinks", json!([{ "file": { "path": file } }])).start();
+    let traces = 100;
+    for number in 0..traces {
+        let request = encoded(trace(&trace_id(number), SPANS_OF_A_TRACE));
+        assert_eq!(node.post(PROTOBUF, &request).status, 200);
+    }
+    node.wait_for_metric("tracemesh_sink_up", &[("sink", "file")], 0.0);
+    let said = format!("cannot write; traces wait with their owners path=\"{}\"", file.display());
+    wait_until("the full disk is said", || node.output().contains(&said));
+    fs::remove_file(&filler).expect("room can be made");
+    wait_until("all traces", || tracemesh_tests::traces::read(&file).len() as u64 >= traces);
+    let lines = tracemesh_tests::traces::read(&file);
+    let ids: BTreeSet<_> = lines.iter().map(|line| line.trace_id.clone()).collect();
+    assert_eq!((lines.len() as u64, ids.len() as u64), (traces, traces), "each once");
 }

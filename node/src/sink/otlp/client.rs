@@ -2,7 +2,8 @@
 //!
 //! One is used until it fails; then the next is asked at once, in the same attempt, as long as
 //! nothing was taken. What may have been taken is never sent to another one from here: that is an
-//! attempt without an answer, and its owner's business. Who failed is left, and comes again in turn.
+//! attempt without an answer, and its owner's business. Who failed is left, and comes again in
+//! turn.
 
 use super::answer::{Answer, Reply};
 use super::connect::{CONNECT_MAX, Tls, Version, connection};
@@ -125,12 +126,13 @@ impl Client {
     /// Sends one request and waits for its answer, no longer than until `deadline`.
     pub(crate) async fn call(&self, request: Bytes, deadline: Instant) -> Answer {
         let (first, count) = (self.current.load(Relaxed), self.servers.len());
-        let mut said = Answer::Unreached { reason: "there was no time".to_owned() };
-        for index in (first..first + count).map(|index| index % count) {
+        let mut said = Answer::Unreached { reason: String::new() };
+        for number in 0..count {
             // Or an end of the attempt while connecting would look like a lost answer.
-            if deadline - Instant::now() < CONNECT_MAX {
+            if number > 0 && deadline - Instant::now() < CONNECT_MAX {
                 break;
             }
+            let index = (first + number) % count;
             let answer = self.servers[index].call(&self.sink, request.clone(), deadline).await;
             match &answer {
                 Answer::Taken { .. } | Answer::Never { .. } => return answer,

@@ -4,7 +4,7 @@
 //! word only when it came with a `grpc-status`: what the library makes up for a connection that
 //! broke, or for a proxy's HTTP error, leaves unknown what arrived, whatever its code.
 
-use super::answer::{ANSWER_BYTES_MAX, Answer, Reply, RpcStatus, chain};
+use super::answer::{Answer, Reply, RpcStatus, chain};
 use super::connect::{Connection, USER_AGENT, is_unreached};
 use crate::sink::Compression;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -57,8 +57,10 @@ impl Grpc {
         let (body, plain) =
             if compression.is_some() { (body, None) } else { (Bytes::new(), Some(body)) };
         let service = wrapped(self.connection.clone(), plain, answered.clone());
+        // Servers compress answers as the request was. The library bounds what that unfolds to.
         let mut call = Call::with_origin(service, self.origin.clone())
-            .max_decoding_message_size(ANSWER_BYTES_MAX);
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
         if let Some(compression) = compression {
             call = call.send_compressed(compression);
         }

@@ -242,7 +242,7 @@ async fn trace_that_is_put_off_for_too_long_becomes_a_dead_letter() {
     let due =
         |trace: &Arc<Attempt>| Arc::new(Attempt { due: Some(Instant::now()), ..(**trace).clone() });
     let first = due(&trace(1, 1));
-    assert_eq!(rig.export(&[first.clone()]).await, [Outcome::AGAIN]);
+    assert_eq!(rig.export(slice::from_ref(&first)).await, [Outcome::AGAIN]);
     tokio::time::pause();
     tokio::time::advance(RETRY_FOR).await;
     tokio::time::resume();
@@ -254,16 +254,18 @@ async fn trace_that_is_put_off_for_too_long_becomes_a_dead_letter() {
 
 #[tokio::test]
 async fn time_in_which_a_sink_does_not_answer_is_not_put_off() {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let rig = Rig::new(socket.local_addr().unwrap());
-    let overdue = Arc::new(Attempt { due: Some(Instant::now()), ..(*trace(1, 1)).clone() });
-    assert_eq!(rig.export(&[overdue.clone()]).await, [Outcome::AGAIN]);
+    let server = Server::start(|_, _| Say::No(full())).await;
+    let (address, rig) = (server.address, Rig::new(server.address));
+    let overdue = Attempt { due: Some(Instant::now()), ..(*trace(1, 1)).clone() };
+    let overdue = [Arc::new(overdue)];
+    assert_eq!(rig.export(&overdue).await, [again_in_7_seconds()]);
+    drop(server);
+    while rig.export(&overdue).await != [Outcome::AGAIN] {}
     tokio::time::pause();
     tokio::time::advance(10 * RETRY_FOR).await;
     tokio::time::resume();
-    assert_eq!(rig.export(&[overdue.clone()]).await, [Outcome::AGAIN]);
-    let _server = Server::on(socket.listen(16).unwrap(), |_, _| Say::No(full()), true);
-    assert_eq!(rig.export(&[overdue]).await, [again_in_7_seconds()]);
+    let listener = TcpListener::bind(address).await.unwrap();
+    let _server = Server::on(listener, |_, _| Say::No(full()), true);
+    assert_eq!(rig.export(&overdue).await, [again_in_7_seconds()]);
     assert!(rig.dead().is_empty());
 }
