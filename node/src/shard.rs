@@ -380,14 +380,6 @@ impl Shard {
         let role = self.role_of(index);
         let Some(trace) = self.table.get_mut(index) else { return };
         let after = Before::of(trace);
-        if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
-            self.version = self.version.wrapping_add(1);
-            trace.version = self.version;
-            trace.asked = 0;
-            if trace.unplaced {
-                self.offers.unconfirm(index, now_ms + to_ms(placing::OFFER_SOON));
-            }
-        }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
         self.held.change(role, trace.held_since, before.held, after.held);
         if trace.is_remembered() {
@@ -397,6 +389,10 @@ impl Shard {
             } else {
                 trace.remembered_until_ms = 0;
             }
+        }
+        if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
+            trace.asked = 0;
+            self.confirm_anew(index, now_ms);
         }
     }
 

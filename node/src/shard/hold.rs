@@ -45,8 +45,8 @@ impl Shard {
             self.store(index, cut, number, &mut scopes, part);
             self.set_due(index, now_ms, part.due_in);
             self.account(index, before, now_ms);
-            if part.marked || part.view_hash != self.view_hash() || self.is_stand_in(index) {
-                self.unplace(index, now_ms);
+            if part.marked || self.is_foreign(part) || self.is_stand_in(index) {
+                self.doubt(index, part, now_ms);
             }
             self.after_change(index, now_ms);
         }
@@ -147,12 +147,25 @@ impl Shard {
         compare(trace, named, &mut reply);
         self.account(index, before, now_ms);
         if part.marked {
-            self.unplace(index, now_ms);
+            self.doubt(index, part, now_ms);
         }
         self.after_change(index, now_ms);
         let says_something =
             !reply.wanted.is_empty() || !reply.done.is_empty() || reply.verdict() != Verdict::None;
         says_something.then_some(reply)
+    }
+
+    /// H3. By an entry node's other view this node may be a holder, on whom it relies from now on:
+    /// what others confirmed before is no reason to give up what is here.
+    fn doubt(&mut self, index: u32, part: HoldPart, now_ms: u64) {
+        if part.origin == Origin::Entry && self.is_foreign(part) {
+            self.confirm_anew(index, now_ms);
+        }
+        self.unplace(index, now_ms);
+    }
+
+    fn is_foreign(&self, part: HoldPart) -> bool {
+        part.view_hash != self.view_hash()
     }
 
     fn is_stand_in(&self, index: u32) -> bool {
