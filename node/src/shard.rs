@@ -140,9 +140,9 @@ pub enum Effect {
         /// The other holder.
         target: NodeId,
         /// What is known.
-        trace: HoldTrace,
+        trace: Box<HoldTrace>,
         /// Spans that it is likely to lack.
-        spans: Option<Attempt>,
+        spans: Option<Box<Attempt>>,
         /// The trace's version, to be given back with the reply.
         version: u32,
         /// What this counts in the target's allowance.
