@@ -44,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::Trace;
+use trace::{Arrived, Trace};
 use tracemesh_membership::{HashKey, NodeId, ViewMember};
 use vanished::life;
 
@@ -140,9 +140,9 @@ pub enum Effect {
         /// The other holder.
         target: NodeId,
         /// What is known.
-        trace: HoldTrace,
+        trace: Box<HoldTrace>,
         /// Spans that it is likely to lack.
-        spans: Option<Attempt>,
+        spans: Option<Box<Attempt>>,
         /// The trace's version, to be given back with the reply.
         version: u32,
         /// What this counts in the target's allowance.
@@ -203,7 +203,7 @@ pub struct Shard {
     trace_bytes: usize,
     remembered_bytes: usize,
     held: Held,
-    scratch: Vec<u8>,
+    arrived: Arrived,
     effects: Vec<Effect>,
     tally: Tally,
 }
@@ -236,7 +236,7 @@ impl Shard {
             trace_bytes: 0,
             remembered_bytes: 0,
             held: Held::default(),
-            scratch: Vec::new(),
+            arrived: Arrived::default(),
             effects: Vec::new(),
             tally: Tally::default(),
         }

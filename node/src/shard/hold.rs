@@ -6,7 +6,6 @@
 use super::{Before, Limits, Role, Shard, to_ms};
 use crate::cut::{Cut, span_key};
 use crate::frame::{HoldTrace, Origin, ReplyTrace, Verdict, trace_id_bytes};
-use crate::scan::ScannedSpan;
 use crate::shard::telling::to_seconds;
 use crate::shard::trace::{SpanKey, SpanState, Trace};
 use crate::spans::{Scope, TraceId};
@@ -71,34 +70,25 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         let spans = cut.spans(number);
         let (known, came) = (trace.key_count(), spans.len());
-        trace.reserve(came, runs(cut.spans(number)));
-        let mut run: Option<Run> = None;
+        trace.reserve(came);
+        let mut last = None;
         for span in spans {
             let key = span_key(&self.hash_key, span.span_id, span.kind);
             if trace.state(key).is_some() {
                 continue;
             }
-            if run.as_ref().is_none_or(|run| run.number != span.scope) {
-                if let Some(run) = run.take() {
-                    trace.store(run.scope, &mut self.scratch, run.count);
-                }
+            if last.replace(span.scope) != Some(span.scope) {
                 let scope = scopes[span.scope as usize].get_or_insert_with(|| {
                     let (resource, scope) = cut.scope_fields(span.scope);
                     self.scopes.intern(resource, scope)
                 });
-                run = Some(Run { number: span.scope, scope: Arc::clone(scope), count: 0 });
-            }
-            if let Some(run) = &mut run {
-                run.count += 1;
+                self.arrived.begin(Arc::clone(scope));
             }
             trace.push(key, SpanState::Held);
             trace.rooted |= span.root;
-            cut.append_span(span, &mut self.scratch);
+            self.arrived.push(|spans| cut.append_span(span, spans));
         }
-        if let Some(run) = run {
-            trace.store(run.scope, &mut self.scratch, run.count);
-        }
-        trace.shrink();
+        trace.store(&mut self.arrived);
         let fresh = trace.key_count() - known;
         if self.role_of(index) == Role::Owner {
             match part.origin {
@@ -200,17 +190,4 @@ fn compare(trace: &Trace, named: &HoldTrace, reply: &mut ReplyTrace) {
         }
     }
     reply.verdict = trace.verdict.into();
-}
-
-/// Consecutive spans of one scope that are not known yet.
-struct Run {
-    number: u32,
-    scope: Arc<Scope>,
-    count: u32,
-}
-
-/// How often the scope changes from one span to the next, and one.
-fn runs<'a>(spans: impl Iterator<Item = &'a ScannedSpan>) -> usize {
-    let mut last = None;
-    spans.filter(|span| last.replace(span.scope) != Some(span.scope)).count()
 }

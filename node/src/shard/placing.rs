@@ -160,8 +160,8 @@ impl Shard {
         wanted: impl Fn(SpanKey, SpanState) -> bool,
     ) {
         let Some(trace) = self.table.get(index) else { return };
-        let spans = spans_of(trace, wanted);
-        let hold = hold_of(trace, now_ms);
+        let spans = spans_of(trace, wanted).map(Box::new);
+        let hold = Box::new(hold_of(trace, now_ms));
         let bytes = spans.as_ref().map_or(0, |spans| spans.bytes) + hold.bytes();
         let (target, _) = self.outlook.member(member);
         let version = trace.version;
