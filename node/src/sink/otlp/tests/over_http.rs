@@ -260,7 +260,7 @@ async fn time_in_which_a_sink_does_not_answer_is_not_put_off() {
     let overdue = [Arc::new(overdue)];
     assert_eq!(rig.export(&overdue).await, [again_in_7_seconds()]);
     drop(server);
-    while rig.export(&overdue).await != [Outcome::AGAIN] {}
+    rig.wait_for(&overdue, Outcome::AGAIN).await;
     tokio::time::pause();
     tokio::time::advance(10 * RETRY_FOR).await;
     tokio::time::resume();
