@@ -962,11 +962,10 @@ fn headers_that_no_request_can_have_are_refused_without_their_value() {
                     that no header may have";
     assert_eq!(machine.errors(), [expected]);
     assert_errors(
-        "sinks:\n  - otlp: {headers: {x-bin: a}}\n  - otlp: {headers: {x-bin: a}, protocol: http}\n",
-        &[
-            "tracemesh.yaml:2: sinks.otlp.headers: \"x-bin\" would be binary in gRPC; expected another \
-           name",
-        ],
+        "sinks:\n  - otlp: {headers: {x-bin: a}}\n  \
+         - otlp: {headers: {x-bin: a}, protocol: http}\n",
+        &["tracemesh.yaml:2: sinks.otlp.headers: \"x-bin\" would be binary in gRPC; expected \
+           another name"],
     );
 }
 
