@@ -296,6 +296,9 @@ pub fn encode(message: &impl Message) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::fmt::Debug;
 
     #[test]
     fn hold_in_two_pieces_is_the_same_message() {
@@ -306,6 +309,59 @@ mod tests {
             let (head, rest) = encode_hold(hold.clone());
             assert_eq!(rest, request);
             assert_eq!([head, rest].concat(), encode(&hold));
+        }
+    }
+
+    /// What is understood is understood in the same way when it is written again.
+    #[track_caller]
+    fn assert_same_again<M: Message + Default + PartialEq + Debug>(bytes: &[u8]) {
+        if let Ok(message) = decode::<M>(Bytes::copy_from_slice(bytes)) {
+            assert_eq!(decode::<M>(encode(&message)).unwrap(), message);
+        }
+    }
+
+    fn assert_all_same_again(bytes: &[u8]) {
+        assert_same_again::<Hold>(bytes);
+        assert_same_again::<HoldReply>(bytes);
+        assert_same_again::<Done>(bytes);
+        assert_same_again::<Explain>(bytes);
+        assert_same_again::<ExplainReply>(bytes);
+    }
+
+    fn hold(keys: Vec<u64>, request: Vec<u8>) -> Bytes {
+        let traces = vec![HoldTrace { names: keys.clone(), done: keys, ..HoldTrace::default() }];
+        encode(&Hold { traces, request: request.into(), due_in_ms: 6000, ..Hold::default() })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            assert_all_same_again(&bytes);
+        }
+
+        #[test]
+        fn damaged_message_is_another_one_or_an_error(
+            keys in vec(any::<u64>(), 0..4),
+            request in vec(any::<u8>(), 0..40),
+            at in any::<prop::sample::Index>(),
+            flip in 1..=u8::MAX,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = hold(keys, request).to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            assert_all_same_again(&bytes);
+            bytes.truncate(cut.index(bytes.len()));
+            assert_all_same_again(&bytes);
+        }
+
+        #[test]
+        fn trace_id_of_another_size_is_an_error(bytes in vec(any::<u8>(), 0..40)) {
+            let bytes = Bytes::from(bytes);
+            match trace_id(&bytes) {
+                Ok(id) => prop_assert_eq!(trace_id_bytes(id), bytes),
+                Err(_) => prop_assert!(bytes.len() != 16),
+            }
         }
     }
 }

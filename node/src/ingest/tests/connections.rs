@@ -210,12 +210,16 @@ async fn old_connection_is_closed_when_its_request_is_answered() {
                    Content-Type: application/x-protobuf\r\n\r\nx";
     stream.write_all(request.as_bytes()).await.unwrap();
     server.wait_received(1).await;
+    let mut younger = Frames::connect(server.grpc).await;
+    younger.next(Frames::SETTINGS).await;
     tokio::time::pause();
     tokio::time::advance(2 * connection_age_max).await;
     tokio::time::resume();
+    // What is younger was told, so what is older was, too.
+    younger.next(Frames::GOAWAY).await;
     server.fake.open.send_replace(true);
-    let reply = rest(&mut stream).await;
-    assert!(reply.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&reply));
+    let reply = String::from_utf8(rest(&mut stream).await).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.contains("connection: close"), "{reply}");
 }
 
 #[tokio::test]
