@@ -28,8 +28,8 @@ pub struct Frame {
     pub flags: u8,
     /// With `rest` at most [`FRAME_BYTES_MAX`] bytes.
     pub payload: Bytes,
-    /// Follows `payload` in the same frame, so that a sender need not copy what is large behind what
-    /// it says of it. Empty in a frame that was received.
+    /// Follows `payload` in the same frame, so that a sender need not copy what is large behind
+    /// what it says of it. Empty in a frame that was received.
     pub rest: Bytes,
 }
 
