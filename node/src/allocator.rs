@@ -1,9 +1,9 @@
 //! The allocator of the daemon, and how long it keeps memory that nobody uses.
 //!
 //! Half of what a span costs is memory that comes and goes, and the first touch of a page that the
-//! kernel gave costs as much as the work on it. The invariant: what steady traffic needs again is
-//! not given back in between. What a burst needed goes back later, so a node at rest is small
-//! again; the budget of `node.memory` bounds both. The one file of the node with `unsafe`.
+//! kernel gave costs as much as the work on it. The invariant: what traffic that goes on needs
+//! again is not given back in between. What a burst needed goes back later, so a node at rest is
+//! small again; the budget of `node.memory` bounds both. The one file of the node with `unsafe`.
 
 pub use mimalloc::MiMalloc as Allocator;
 
