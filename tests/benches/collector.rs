@@ -18,10 +18,10 @@ use tracemesh_tests::parts;
 use tracemesh_tests::ports::claim_base_port;
 use tracemesh_tests::program::Program;
 
-/// Spans of a load: half a minute.
-const SPANS: u64 = 150_000;
+/// Spans of a load: twenty seconds.
+const SPANS: u64 = 300_000;
 /// Spans a second: what three collectors on two cores keep up with.
-const RATE: u64 = 5_000;
+const RATE: u64 = 15_000;
 /// Loads of each that are measured.
 const ROUNDS: usize = 2;
 
