@@ -8,6 +8,8 @@ use tracemesh_tests::{parts, readme};
 /// Spans of the trace that each of the programs sends.
 const SPANS_OF_A_TRACE: usize = 11;
 
+const TRACE_ID_DIGITS: usize = 32;
+
 /// The assignments of a text of the README.
 fn environment(mesh: &Mesh, name: &str) -> Vec<(String, String)> {
     let text = mesh.here(&readme::text(name));
@@ -27,7 +29,9 @@ fn send(protocols: &[&str], sender: impl Fn(&str, &str) -> Command) {
             let mut command = sender(protocol, compression);
             command.envs(environment(&mesh, text));
             let printed = Program::run("sdk", mesh.host.path(), &mut command).succeeded();
-            let trace_id = printed.lines().last().expect("the program prints the trace id");
+            // Some say something else while they end.
+            let trace_id = printed.lines().find(|line| line.len() == TRACE_ID_DIGITS);
+            let trace_id = trace_id.expect("the program prints the trace id");
             sent.push(trace_id.to_owned());
         }
     }
