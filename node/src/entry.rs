@@ -161,7 +161,8 @@ impl OpenRequest {
         if placement.view().hash() == self.placement.view().hash() {
             return Step::Send(Vec::new());
         }
-        self.placement = placement;
+        let former = std::mem::replace(&mut self.placement, placement);
+        self.void_given_up(&former);
         self.changed = true;
         self.advance()
     }
@@ -200,6 +201,23 @@ impl OpenRequest {
         self.changed = true;
         for batch in self.batches.iter_mut().filter(|batch| batch.target == *target) {
             batch.progress = Progress::Void;
+        }
+    }
+
+    /// What a node acknowledged, or is about to, counts as long as it is a holder, in one
+    /// incarnation: as a stand-in it may have handed the spans over since, and given them up.
+    fn void_given_up(&mut self, former: &Placement) {
+        let Self { slots, placement, batches, .. } = self;
+        let incarnation = |placement: &Placement, id| Some(placement.view().get(id)?.incarnation);
+        let name = |index: MemberIndex| &former.view().members()[index as usize].id;
+        for Batch { target, traces, .. } in batches {
+            let stayed = incarnation(former, target) == incarnation(placement, target);
+            let was_holder = |holders: Holders| {
+                name(holders.owner) == target || holders.replica.map(name) == Some(target)
+            };
+            traces.retain(|&trace| {
+                stayed && former.holders(slots[trace as usize]).is_some_and(was_holder)
+            });
         }
     }
 
@@ -480,14 +498,48 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgement_of_an_incarnation_that_the_view_lacks_waits_for_the_view() {
+    fn acknowledgement_of_an_incarnation_that_the_view_lacks_is_asked_for_in_its_view() {
         let placement1 = placement(&[("a", 1), ("b", 1)]);
         let (mut request, sends) = start("a", &placement1, &[slot(&placement1, "a", "b")]);
         let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
         request.on_outcome(to_a, Outcome::Held(incarnation(1)));
         let step = request.on_outcome(to_b, Outcome::Held(incarnation(2)));
         assert_eq!(step, Step::Send(Vec::new()));
-        assert_eq!(request.on_view(placement(&[("a", 1), ("b", 2)])), ACCEPTED);
+        let sends = sent(request.on_view(placement(&[("a", 1), ("b", 2)])));
+        let again = batch_to(&sends, "b").batch;
+        assert_eq!(request.on_outcome(again, Outcome::Held(incarnation(2))), ACCEPTED);
+    }
+
+    #[test]
+    fn stand_in_that_becomes_a_holder_has_to_acknowledge_again() {
+        let three = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let (mut request, sends) = start("c", &three, &[slot(&three, "a", "b")]);
+        let sends = sent(request.on_outcome(batch_to(&sends, "a").batch, Outcome::Silent));
+        let (to_b, to_c) = (batch_to(&sends, "b").batch, batch_to(&sends, "c").batch);
+        request.on_outcome(to_c, Outcome::Held(incarnation(1)));
+        let sends = sent(request.on_view(placement(&[("b", 1), ("c", 1)])));
+        let again = batch_to(&sends, "c");
+        assert_eq!((again.content, sends.len()), (Content::Bytes, 1));
+        assert_eq!(request.on_outcome(to_b, Outcome::Held(incarnation(1))), Step::Send(Vec::new()));
+        assert_eq!(request.on_outcome(again.batch, Outcome::Held(incarnation(1))), ACCEPTED);
+    }
+
+    #[test]
+    fn what_a_holder_acknowledged_is_void_when_it_is_a_holder_again() {
+        let two = placement(&[("a", 1), ("b", 1)]);
+        let three = placement(&[("a", 1), ("b", 1), ("c", 1)]);
+        let (mut request, sends) = start("a", &two, &[slot(&three, "c", "a")]);
+        let (to_a, to_b) = (batch_to(&sends, "a").batch, batch_to(&sends, "b").batch);
+        request.on_outcome(to_a, Outcome::Held(incarnation(1)));
+        let to_c = batch_to(&sent(request.on_view(three)), "c").batch;
+        let sends = sent(request.on_view(two));
+        assert_eq!(sends.len(), 1, "only b was none in between");
+        let again = batch_to(&sends, "b").batch;
+        for late in [to_b, to_c] {
+            let step = request.on_outcome(late, Outcome::Held(incarnation(1)));
+            assert_eq!(step, Step::Send(Vec::new()));
+        }
+        assert_eq!(request.on_outcome(again, Outcome::Held(incarnation(1))), ACCEPTED);
     }
 
     #[test]

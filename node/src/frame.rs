@@ -9,6 +9,7 @@
 use crate::spans::TraceId;
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use std::time::Duration;
 use tracemesh_membership::Incarnation;
 
@@ -26,6 +27,9 @@ pub mod kind {
 
 /// The most bytes of spans in one Hold (`FRAME_MAX`); a single span over it is refused at the edge.
 pub const FRAME_SPANS_BYTES_MAX: usize = 4 << 20;
+
+/// The tag of [`Hold::request`].
+const REQUEST_TAG: u32 = 6;
 
 /// Why a frame could not be understood. The sender is of another release or broken; asking again
 /// does not help.
@@ -272,6 +276,18 @@ pub fn decode<M: Message + Default>(payload: Bytes) -> Result<M, FrameError> {
     Ok(M::decode(payload)?)
 }
 
+/// Encodes a Hold as what comes before the bytes of its request, and these, which are not copied:
+/// their field is the last one.
+pub fn encode_hold(mut hold: Hold) -> (Bytes, Bytes) {
+    let request = std::mem::take(&mut hold.request);
+    let mut head = hold.encode_to_vec();
+    if !request.is_empty() {
+        encode_key(REQUEST_TAG, WireType::LengthDelimited, &mut head);
+        encode_varint(request.len() as u64, &mut head);
+    }
+    (head.into(), request)
+}
+
 /// Encodes a message of this module.
 pub fn encode(message: &impl Message) -> Bytes {
     Bytes::from(message.encode_to_vec())
@@ -283,6 +299,18 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::fmt::Debug;
+
+    #[test]
+    fn hold_in_two_pieces_is_the_same_message() {
+        let trace = HoldTrace { names: vec![7, 8], ..HoldTrace::default() };
+        let hold = Hold { due_in_ms: 5, traces: vec![trace], ..Hold::default() };
+        for request in [Bytes::new(), Bytes::from(vec![9; 1000])] {
+            let hold = Hold { request: request.clone(), ..hold.clone() };
+            let (head, rest) = encode_hold(hold.clone());
+            assert_eq!(rest, request);
+            assert_eq!([head, rest].concat(), encode(&hold));
+        }
+    }
 
     /// What is understood is understood in the same way when it is written again.
     #[track_caller]

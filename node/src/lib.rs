@@ -1,5 +1,6 @@
 //! Tracemesh: any node takes OTLP spans, and every trace meets on one owner.
 
+pub mod allocator;
 pub mod assemble;
 pub mod command;
 pub mod config;
@@ -34,6 +35,4 @@ pub mod tasks;
 pub mod tls;
 pub mod wire;
 
-/// The allocator of the daemon: half of what a span costs is memory that comes and goes, and the
-/// system's allocator gives it back to the kernel in between.
-pub use mimalloc::MiMalloc as Allocator;
+pub use allocator::Allocator;

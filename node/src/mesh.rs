@@ -162,12 +162,13 @@ impl Peers {
     pub async fn hold(
         &self,
         target: &NodeId,
-        hold: &Hold,
+        hold: Hold,
         silence: Duration,
         deadline: Duration,
     ) -> Result<HoldReply, PeerError> {
         let peer = self.peer(target).ok_or_else(|| PeerError::NoMember(target.clone()))?;
-        let frame = Frame { kind: kind::HOLD, flags: 0, payload: frame::encode(hold) };
+        let (payload, rest) = frame::encode_hold(hold);
+        let frame = Frame { rest, ..Frame::new(kind::HOLD, payload) };
         let reply = self.transport.call(&peer, frame, silence, deadline).await?;
         let reply: HoldReply = frame::decode(reply.payload)
             .map_err(|source| PeerError::Reply { peer: target.clone(), source })?;
@@ -179,7 +180,7 @@ impl Peers {
     pub fn done(&self, target: &NodeId, traces: Vec<DoneTrace>) {
         let Some(peer) = self.peer(target) else { return };
         let done = Done { sender: self.sender(), traces };
-        let frame = Frame { kind: kind::DONE, flags: 0, payload: frame::encode(&done) };
+        let frame = Frame::new(kind::DONE, frame::encode(&done));
         self.transport.notify(&peer, frame, Delivery::Stream);
     }
 
@@ -192,7 +193,7 @@ impl Peers {
     ) -> Result<ExplainReply, PeerError> {
         let peer = self.peer(target).ok_or_else(|| PeerError::NoMember(target.clone()))?;
         let explain = Explain { sender: self.sender(), trace_id: frame::trace_id_bytes(trace_id) };
-        let frame = Frame { kind: kind::EXPLAIN, flags: 0, payload: frame::encode(&explain) };
+        let frame = Frame::new(kind::EXPLAIN, frame::encode(&explain));
         let reply = self.transport.call(&peer, frame, deadline, deadline).await?;
         frame::decode(reply.payload)
             .map_err(|source| PeerError::Reply { peer: target.clone(), source })
@@ -268,7 +269,7 @@ pub fn carry(
 async fn send_gossip(transport: Transport, mut to_send: mpsc::Receiver<(SocketAddr, Bytes)>) {
     while let Some((address, payload)) = to_send.recv().await {
         let peer = Peer { address, node_id: None };
-        let frame = Frame { kind: kind::GOSSIP, flags: 0, payload };
+        let frame = Frame::new(kind::GOSSIP, payload);
         transport.notify(&peer, frame, Delivery::Datagram);
     }
 }
@@ -346,8 +347,7 @@ async fn on_hold(shards: Shards, peers: Peers, from: Proved, frame: Frame, respo
     };
     match held {
         Ok(reply) => {
-            let payload = frame::encode(&reply);
-            respond.send(Frame { kind: kind::HOLD, flags: 0, payload });
+            respond.send(Frame::new(kind::HOLD, frame::encode(&reply)));
         }
         // No answer is the safe answer: the sender routes around this node.
         Err(error) => tracing::debug!(peer = %from.node_id, %error, "refused a Hold"),
@@ -362,8 +362,8 @@ async fn on_explain(shards: Shards, peers: Peers, from: Proved, frame: Frame, re
     };
     match told.await {
         Ok(told) => {
-            let payload = frame::encode(&ExplainReply { sender: peers.sender(), told });
-            respond.send(Frame { kind: kind::EXPLAIN, flags: 0, payload });
+            let reply = ExplainReply { sender: peers.sender(), told };
+            respond.send(Frame::new(kind::EXPLAIN, frame::encode(&reply)));
         }
         Err(error) => tracing::debug!(peer = %from.node_id, %error, "refused a question"),
     }

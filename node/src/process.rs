@@ -23,5 +23,5 @@ pub fn process(attempt: Attempt, late: bool) -> Attempt {
 fn mark_late(chunk: &Chunk) -> Chunk {
     let marked = unframed(&chunk.spans)
         .flat_map(|span| framed_with_attribute(span, LATE_ATTRIBUTE, Marking::Bool(true)));
-    Chunk { scope: chunk.scope.clone(), spans: marked.collect() }
+    Chunk { scope: chunk.scope.clone(), spans: marked.collect::<Vec<_>>().into() }
 }

@@ -212,8 +212,9 @@ impl Router {
     }
 
     async fn hold_there(&self, send: Send, holds: Vec<Hold>) -> (usize, Outcome) {
-        let calls =
-            holds.iter().map(|hold| self.peers.hold(&send.target, hold, ACK_WAIT, REQUEST_MAX));
+        let calls = holds
+            .into_iter()
+            .map(|hold| self.peers.hold(&send.target, hold, ACK_WAIT, REQUEST_MAX));
         let replies = futures_util::future::join_all(calls).await;
         let outcome = batch::merge(replies.into_iter().map(|reply| reply.map_err(no_reply)));
         match outcome {
@@ -238,7 +239,7 @@ impl Router {
             };
             let probe = async |peer: &NodeId| {
                 let hold = self.batching().hold(Mark::Unmarked);
-                if self.peers.hold(peer, &hold, ACK_WAIT, ACK_WAIT).await.is_ok() {
+                if self.peers.hold(peer, hold, ACK_WAIT, ACK_WAIT).await.is_ok() {
                     tracing::info!(%peer, "peer answers again");
                     self.reach().on_answer(peer);
                 }

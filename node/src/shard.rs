@@ -44,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::Trace;
+use trace::{Arrived, Trace};
 use tracemesh_membership::{HashKey, NodeId, ViewMember};
 use vanished::life;
 
@@ -140,9 +140,9 @@ pub enum Effect {
         /// The other holder.
         target: NodeId,
         /// What is known.
-        trace: HoldTrace,
+        trace: Box<HoldTrace>,
         /// Spans that it is likely to lack.
-        spans: Option<Attempt>,
+        spans: Option<Box<Attempt>>,
         /// The trace's version, to be given back with the reply.
         version: u32,
         /// What this counts in the target's allowance.
@@ -203,7 +203,7 @@ pub struct Shard {
     trace_bytes: usize,
     remembered_bytes: usize,
     held: Held,
-    scratch: Vec<u8>,
+    arrived: Arrived,
     effects: Vec<Effect>,
     tally: Tally,
 }
@@ -236,7 +236,7 @@ impl Shard {
             trace_bytes: 0,
             remembered_bytes: 0,
             held: Held::default(),
-            scratch: Vec::new(),
+            arrived: Arrived::default(),
             effects: Vec::new(),
             tally: Tally::default(),
         }
@@ -380,14 +380,6 @@ impl Shard {
         let role = self.role_of(index);
         let Some(trace) = self.table.get_mut(index) else { return };
         let after = Before::of(trace);
-        if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
-            self.version = self.version.wrapping_add(1);
-            trace.version = self.version;
-            trace.asked = 0;
-            if trace.unplaced {
-                self.offers.unconfirm(index, now_ms + to_ms(placing::OFFER_SOON));
-            }
-        }
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
         self.held.change(role, trace.held_since, before.held, after.held);
         if trace.is_remembered() {
@@ -397,6 +389,10 @@ impl Shard {
             } else {
                 trace.remembered_until_ms = 0;
             }
+        }
+        if (before.keys, before.held, before.verdict) != (after.keys, after.held, after.verdict) {
+            trace.asked = 0;
+            self.confirm_anew(index, now_ms);
         }
     }
 

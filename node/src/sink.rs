@@ -214,14 +214,6 @@ pub enum StartError {
         /// Which file, and why.
         source: FileError,
     },
-    /// A header's name or value cannot be sent.
-    #[error("sink {sink}: header {header} is not valid in gRPC (its value is not shown)")]
-    Header {
-        /// The sink's name.
-        sink: String,
-        /// The header's name.
-        header: String,
-    },
     /// Standard output is closed.
     #[error("sink {sink}: cannot write to standard output")]
     Stdout {

@@ -1,10 +1,12 @@
 //! Spans as they are held: raw OTLP bytes, cut by trace and scope.
 //!
-//! Nothing here decodes a span. The invariant: a [`Chunk`] owns exactly its own bytes and never
-//! pins the request or frame that it was cut from; what spans have in common (resource and scope)
-//! is shared by reference. Bounded by the memory budget, in which the holder of a chunk counts it.
+//! Nothing here decodes a span. The invariant: a [`Chunk`] never pins the request or frame that it
+//! was cut from, only spans of its own trace that came in it; what spans have in common (resource
+//! and scope) is shared by reference. Bounded by the memory budget, in which the holder of a chunk
+//! counts it.
 
 use std::fmt;
+use std::ops::{Deref, Range};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -68,7 +70,42 @@ pub struct Chunk {
     /// What the spans have in common; equal scopes of one node are the same allocation.
     pub scope: Arc<Scope>,
     /// One or more `ScopeSpans.spans` fields: tag 0x12, length, span.
-    pub spans: Arc<[u8]>,
+    pub spans: SpanBytes,
+}
+
+/// A part of one allocation: that of all spans of a trace which came together.
+#[derive(Clone, Debug)]
+pub struct SpanBytes {
+    shared: Arc<[u8]>,
+    start: u32,
+    end: u32,
+}
+
+impl SpanBytes {
+    /// A part of these bytes, which are shorter than 4 GiB.
+    pub fn part(shared: &Arc<[u8]>, range: Range<u32>) -> Self {
+        Self { shared: Arc::clone(shared), start: range.start, end: range.end }
+    }
+
+    /// Whether both are parts of the same allocation.
+    pub fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl From<Vec<u8>> for SpanBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let end = u32::try_from(bytes.len()).expect("a trace of at most 1 GiB is no 4 GiB");
+        Self { shared: bytes.into(), start: 0, end }
+    }
+}
+
+impl Deref for SpanBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.shared[self.start as usize..self.end as usize]
+    }
 }
 
 impl Chunk {

@@ -7,7 +7,7 @@
 //! account. The invariant: over all accounts of a thread, allocated less freed is right to the
 //! byte.
 //!
-//! Accounts belong to a thread; a simulation is one thread. One of the two files with `unsafe`.
+//! Accounts belong to a thread; a simulation is one thread. One of the two with `unsafe` here.
 #![expect(unsafe_code, reason = "an allocator is unsafe by nature; the work is mimalloc's")]
 
 use crate::plan::{NODES_MAX, NodeNumber};

@@ -6,7 +6,7 @@
 //! a stream that depends on the seed alone; every other thread gets what the system has.
 //!
 //! What ring draws goes another way and stays random: it decides over the bytes of ciphertexts and
-//! nothing else, and nothing in a simulation looks at those. One of the two files with `unsafe`.
+//! nothing else, and nothing in a simulation looks at those. One of the two with `unsafe` here.
 #![expect(unsafe_code, reason = "functions of the C library are replaced")]
 
 use crate::dice::Dice;

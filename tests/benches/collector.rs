@@ -1,8 +1,8 @@
 //! What a span costs, beside a collector that does the same work.
 //!
 //! `cargo bench -p tracemesh-tests --bench collector`. Three nodes of Tracemesh with a replica and
-//! mutual TLS, then three collectors of two tiers in each process (`loadbalancing` by trace id, then
-//! `tail_sampling` that keeps all) without TLS and without a copy: the same load at the same rate,
+//! mutual TLS, then three collectors of two tiers in each process (`loadbalancing` by trace id,
+//! then `tail_sampling` that keeps all) without TLS and without a copy: the same load and rate,
 //! the same sink, both uncompressed, one after the other. A first load of each warms it up.
 //! The figures are CPU seconds (user and system) of the three processes per million spans, and how
 //! long clients waited for their acknowledgement; the ratio is what other machines may see, too.

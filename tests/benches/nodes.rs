@@ -7,20 +7,24 @@
 //! spans, the load itself not included. Meanwhile this process decodes the same requests with prost
 //! now and then, with the system's allocator, so that both suffer from whatever else the machine
 //! does: the ratio is what can be compared with other machines, and with the goals.
+//!
+//! `-- join` measures how long clients of three nodes wait for an acknowledgement at [`JOIN_RATE`],
+//! and again while a fourth one joins.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::hint::black_box;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 use tracemesh::command::load_requests;
 use tracemesh_tests::host::Host;
 use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::ports::claim_base_port;
+use tracemesh_tests::wait::last;
 
 /// Enough for some seconds of load, and held by the nodes while they wait for root spans.
 const SPANS: &str = "3000000";
@@ -28,6 +32,11 @@ const SPANS: &str = "3000000";
 const DECODED_REQUESTS: usize = 32;
 /// Until it decodes them again.
 const DECODE_EVERY: Duration = Duration::from_millis(300);
+/// Spans a second while a node joins.
+const JOIN_RATE: &str = "20000";
+/// How long these loads last, and after how long in the second one the node starts.
+const JOIN_LOAD: &str = "20s";
+const JOIN_AFTER: Duration = Duration::from_secs(5);
 /// The goals are set for a machine on which prost takes so many CPU seconds a million spans.
 const GOAL_PROST: f64 = 1.9;
 
@@ -44,14 +53,19 @@ fn main() -> ExitCode {
         Some("one") => Cluster { ids: &["a"], replicas: 1, goal: 1.2 },
         Some("three") => Cluster { ids: &["a", "b", "c"], replicas: 1, goal: 3.3 },
         Some("three-without-replica") => Cluster { ids: &["a", "b", "c"], replicas: 0, goal: 2.0 },
+        Some("join") => return ended(join()),
         _ => {
-            eprintln!("usage: cargo bench -p tracemesh-tests --bench nodes -- CLUSTER");
-            eprintln!("where CLUSTER is one, three or three-without-replica");
+            eprintln!("usage: cargo bench -p tracemesh-tests --bench nodes -- WHAT");
+            eprintln!("where WHAT is one, three, three-without-replica or join");
             // `cargo bench --workspace` names nothing, and nothing is measured.
             return ExitCode::SUCCESS;
         }
     };
-    match measure(&cluster) {
+    ended(measure(&cluster))
+}
+
+fn ended(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -60,20 +74,72 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(cluster: &Cluster) -> Result<(), String> {
-    let host = Host::new(env!("CARGO_BIN_EXE_tracemesh-under-test"));
-    let sink = format!("127.0.0.1:{}", claim_base_port());
+/// Nodes that are not started yet, with one sink.
+fn settings(host: &Host, ids: &[&str], replicas: u8, sink: &str) -> Vec<Settings> {
     let endpoint = format!("http://{sink}");
-    let settings = host.nodes(cluster.ids).into_iter().map(|node| {
+    let settings = host.nodes(ids).into_iter().map(|node| {
         node.with("sinks", json!([{ "otlp": { "endpoint": endpoint, "compression": "none" } }]))
-            .with("cluster.replicas", json!(cluster.replicas))
+            .with("cluster.replicas", json!(replicas))
             .with("node.memory", json!("4GiB"))
             .with("traces.root_delay", json!("2s"))
     });
-    let settings: Vec<Settings> = settings.collect();
+    settings.collect()
+}
+
+/// Starts them, and waits until each sees all.
+fn start(settings: &[Settings]) -> Vec<Node> {
     let mut nodes: Vec<Node> = settings.iter().map(Settings::launch).collect();
     nodes.iter_mut().for_each(Node::wait_until_ready);
-    nodes.iter().for_each(|node| node.wait_for_members(cluster.ids.len()));
+    nodes.iter().for_each(|node| node.wait_for_members(settings.len()));
+    nodes
+}
+
+/// How long clients wait while a node joins, beside how long they wait otherwise.
+fn join() -> Result<(), String> {
+    let host = Host::new(env!("CARGO_BIN_EXE_tracemesh-under-test"));
+    let sink = format!("127.0.0.1:{}", claim_base_port());
+    let settings = settings(&host, &["a", "b", "c", "d"], 1, &sink);
+    let nodes = start(&settings[..3]);
+    let load = || {
+        let mut load = Command::new(host.program());
+        load.args(["load", "--json", "--rate", JOIN_RATE, "--duration", JOIN_LOAD]);
+        load.args(["--listen", &sink]).stdout(Stdio::piped()).stderr(Stdio::null());
+        for node in &nodes {
+            load.args(["--target", &node.grpc_url()]);
+        }
+        load.spawn().map_err(|error| format!("cannot start the load: {error}"))
+    };
+    let p99 = |load: Child| {
+        let output = load.wait_with_output().map_err(|error| format!("the load: {error}"))?;
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("the load says no JSON: {error}"))?;
+        let figure = |path| report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        println!(
+            "acknowledged in {:.1} ms (p50), {:.1} ms (p99), longest gap {:.0} ms; lost {}",
+            figure("/acknowledgements/p50_milliseconds"),
+            figure("/acknowledgements/p99_milliseconds"),
+            figure("/acknowledgements/gap_max_milliseconds"),
+            report["verification"]["spans_lost"],
+        );
+        Ok::<f64, String>(figure("/acknowledgements/p99_milliseconds"))
+    };
+    println!("== to warm up");
+    p99(load()?)?;
+    println!("== nobody joins");
+    let before = p99(load()?)?;
+    println!("== a node joins");
+    let during = load()?;
+    last(JOIN_AFTER);
+    let _joined = settings[3].start();
+    let during = p99(during)?;
+    println!("p99 is {:.2} times as long while a node joins", during / before);
+    Ok(())
+}
+
+fn measure(cluster: &Cluster) -> Result<(), String> {
+    let host = Host::new(env!("CARGO_BIN_EXE_tracemesh-under-test"));
+    let sink = format!("127.0.0.1:{}", claim_base_port());
+    let mut nodes = start(&settings(&host, cluster.ids, cluster.replicas, &sink));
     let mut load = || {
         let mut load = Command::new(host.program());
         load.args(["load", "--spans", SPANS, "--listen", &sink]).stderr(Stdio::inherit());

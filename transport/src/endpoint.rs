@@ -328,6 +328,9 @@ fn transport_settings() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(CONNECTION_WINDOW_BYTES.into())
+        // Frames go out one after the other. Were they to share a full path, all would be under
+        // way for as long as the last one, past every deadline, and be sent again in vain.
+        .send_fairness(false)
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .congestion_controller_factory(Arc::new(congestion))

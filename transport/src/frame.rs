@@ -26,8 +26,11 @@ pub struct Frame {
     pub kind: u8,
     /// Chosen by the caller; room for what a later release says without a new kind.
     pub flags: u8,
-    /// At most [`FRAME_BYTES_MAX`] bytes.
+    /// With `rest` at most [`FRAME_BYTES_MAX`] bytes.
     pub payload: Bytes,
+    /// Follows `payload` in the same frame, so that a sender need not copy what is large behind
+    /// what it says of it. Empty in a frame that was received.
+    pub rest: Bytes,
 }
 
 /// Why received bytes are no frame. The peer is of another release or broken; retrying is no use.
@@ -45,11 +48,21 @@ pub(crate) enum FrameError {
 }
 
 impl Frame {
+    /// A frame without flags.
+    pub fn new(kind: u8, payload: Bytes) -> Self {
+        Self { kind, flags: 0, payload, rest: Bytes::new() }
+    }
+
+    /// Bytes behind the header.
+    pub(crate) fn length(&self) -> usize {
+        self.payload.len() + self.rest.len()
+    }
+
     /// The header's bytes, or the error that says that the payload is too large to send.
     pub(crate) fn header(&self) -> Result<[u8; HEADER_BYTES], FrameError> {
-        let too_large = FrameError::TooLarge(self.payload.len());
-        let length = u32::try_from(self.payload.len()).map_err(|_| too_large)?;
-        if self.payload.len() > FRAME_BYTES_MAX {
+        let too_large = FrameError::TooLarge(self.length());
+        let length = u32::try_from(self.length()).map_err(|_| too_large)?;
+        if self.length() > FRAME_BYTES_MAX {
             return Err(too_large);
         }
         let [a, b, c, d] = length.to_be_bytes();
@@ -58,9 +71,10 @@ impl Frame {
 
     /// Header and payload in one buffer, for a datagram.
     pub(crate) fn encode(&self) -> Result<Bytes, FrameError> {
-        let mut bytes = BytesMut::with_capacity(HEADER_BYTES + self.payload.len());
+        let mut bytes = BytesMut::with_capacity(HEADER_BYTES + self.length());
         bytes.put_slice(&self.header()?);
         bytes.put_slice(&self.payload);
+        bytes.put_slice(&self.rest);
         Ok(bytes.freeze())
     }
 
@@ -75,7 +89,7 @@ impl Frame {
         match payload.len() {
             n if n < header.length => Err(FrameError::Truncated(header.length - n)),
             n if n > header.length => Err(FrameError::Trailing),
-            _ => Ok(Self { kind: header.kind, flags: header.flags, payload }),
+            _ => Ok(Self { flags: header.flags, ..Self::new(header.kind, payload) }),
         }
     }
 }
@@ -145,7 +159,8 @@ impl Decoder {
         };
         match header.length - self.payload.len() {
             0 => {
-                Ok(Frame { kind: header.kind, flags: header.flags, payload: self.payload.freeze() })
+                let frame = Frame::new(header.kind, self.payload.freeze());
+                Ok(Frame { flags: header.flags, ..frame })
             }
             missing => Err(FrameError::Truncated(missing)),
         }
@@ -172,8 +187,12 @@ mod tests {
         fn a_frame_survives_datagram_and_stream_in_any_pieces(
             kind: u8, flags: u8, payload in vec(any::<u8>(), 0..2000), piece in 1usize..300,
         ) {
-            let frame = Frame { kind, flags, payload: payload.into() };
+            let frame = Frame { flags, ..Frame::new(kind, payload.into()) };
             let bytes = frame.encode().unwrap();
+            let at = frame.length() / 3;
+            let (payload, rest) = (frame.payload.slice(..at), frame.payload.slice(at..));
+            let in_parts = Frame { kind, flags, payload, rest };
+            prop_assert_eq!(in_parts.encode().unwrap(), &bytes);
             prop_assert_eq!(&decode_stream(bytes.chunks(piece)).unwrap(), &frame);
             prop_assert_eq!(Frame::decode(bytes).unwrap(), frame);
         }
@@ -194,7 +213,7 @@ mod tests {
         fn a_truncated_frame_says_how_much_is_missing(
             payload in vec(any::<u8>(), 0..100), cut in 1usize..106,
         ) {
-            let bytes = Frame { kind: 1, flags: 0, payload: payload.into() }.encode().unwrap();
+            let bytes = Frame::new(1, payload.into()).encode().unwrap();
             let cut = cut.min(bytes.len());
             let kept = bytes.len() - cut;
             let missing = if kept < HEADER_BYTES { HEADER_BYTES - kept } else { cut };
@@ -209,7 +228,7 @@ mod tests {
         let result = decoder.push_header(&[1, 0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(result, Err(FrameError::TooLarge(u32::MAX as usize)));
         assert_eq!(decoder.payload.capacity(), 0);
-        let frame = Frame { kind: 1, flags: 0, payload: vec![0; FRAME_BYTES_MAX + 1].into() };
+        let frame = Frame::new(1, vec![0; FRAME_BYTES_MAX + 1].into());
         assert_eq!(frame.encode(), Err(FrameError::TooLarge(FRAME_BYTES_MAX + 1)));
     }
 }

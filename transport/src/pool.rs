@@ -176,8 +176,8 @@ impl Pool {
         silence_max: Duration,
     ) -> Result<Frame, CallError> {
         let address = peer.address;
-        if frame.payload.len() > FRAME_BYTES_MAX {
-            return Err(CallError::FrameTooLarge { bytes: frame.payload.len() });
+        if frame.length() > FRAME_BYTES_MAX {
+            return Err(CallError::FrameTooLarge { bytes: frame.length() });
         }
         for _ in 0..TRIES_MAX {
             let silent = |_| CallError::Silent { address, silence: silence_max };

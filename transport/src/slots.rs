@@ -53,7 +53,7 @@ impl Limits {
     /// Waits for a call's place and for room for its bytes, which are given back when the result
     /// is dropped.
     pub(crate) async fn enter(&self, frame: &Frame) -> [Option<SemaphorePermit<'_>>; 2] {
-        let bytes = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(frame.length()).unwrap_or(u32::MAX);
         // Neither semaphore is ever closed, so both are acquired.
         [self.calls.acquire().await.ok(), self.bytes.acquire_many(bytes).await.ok()]
     }
@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn notice(kind: u8) -> Notice {
-        (None, Frame { kind, flags: 0, payload: bytes::Bytes::new() }, Delivery::Stream)
+        (None, Frame::new(kind, bytes::Bytes::new()), Delivery::Stream)
     }
 
     #[tokio::test]

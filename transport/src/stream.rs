@@ -67,9 +67,9 @@ impl Writer {
         silence_max: Duration,
     ) -> Result<(), LinkError> {
         let header = Bytes::copy_from_slice(&frame.header()?);
-        let mut chunks = [header, frame.payload.clone()];
-        let count = if frame.payload.is_empty() { 1 } else { 2 };
-        let mut left = &mut chunks[..count];
+        let chunks = [header, frame.payload.clone(), frame.rest.clone()];
+        let mut chunks: Vec<_> = chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect();
+        let mut left = &mut chunks[..];
         while !left.is_empty() {
             let written = timeout(silence_max, self.stream.write_chunks(left)).await;
             let written = written.map_err(|_| LinkError::Silent)??;

@@ -82,8 +82,8 @@ impl Outgoing {
                 Effect::Offer { target, trace, spans, version, bytes } => {
                     let given = spans.as_ref().map_or(0, |spans| spans.span_count);
                     outgoing.given_spans += u64::from(given);
-                    let spans = spans.map(Arc::new);
-                    let offer = Offer { trace, spans, version, bytes };
+                    let spans = spans.map(Arc::from);
+                    let offer = Offer { trace: *trace, spans, version, bytes };
                     offers.entry(target).or_default().push(offer);
                 }
             }

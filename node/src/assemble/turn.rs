@@ -224,7 +224,7 @@ impl Turn {
         let Placing { target: from, hold, asked, bytes } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
-            let reply = match peers.hold(&from, &hold, PLACING_MAX, PLACING_MAX).await {
+            let reply = match peers.hold(&from, hold, PLACING_MAX, PLACING_MAX).await {
                 Ok(reply) => Some(reply),
                 Err(error) => {
                     tracing::debug!(%error, peer = %from, "holder did not answer");

@@ -1,6 +1,7 @@
 //! `tracemesh run`: start a node, say every address, wait, drain.
 
 use super::Exit;
+use crate::allocator;
 use crate::config::{Config, Log, LogFormat};
 use crate::environment::Environment;
 use crate::node::{End, Node};
@@ -15,6 +16,7 @@ const OTHER_FILES: u64 = 1000;
 
 /// Runs a node until SIGTERM or SIGINT; a second one of either stops it at once.
 pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
+    allocator::keep_free_memory();
     start_log(config.log);
     raise_open_files(config.ingest.connections_max);
     if config.cluster.is_for_development() {

@@ -69,6 +69,7 @@ impl Meaning<'_> {
         let is_optional = |sink: &Sink| matches!(sink, Sink::Otlp(otlp) if !otlp.required);
         if let Some(first) = typed.first()
             && sinks.iter().all(is_optional)
+            && self.is_clean(&["sinks"])
         {
             let why = "no sink is required, so a crash could take what nobody else has; expected \
                        one or more with required: true";
@@ -110,7 +111,7 @@ impl Meaning<'_> {
             endpoints,
             protocol,
             compression,
-            headers: self.headers(values),
+            headers: self.headers(values, protocol),
             request_bytes_max: values.size("sinks.otlp.request_bytes_max"),
             queue_bytes_max: values.size("sinks.otlp.queue"),
             retry_for: values.duration("sinks.otlp.retry_for"),
@@ -124,17 +125,15 @@ impl Meaning<'_> {
         let mut endpoints: Vec<http::Uri> = Vec::new();
         for text in values.list_of_texts(PATH) {
             let Ok(endpoint) = text.parse::<http::Uri>() else { continue };
-            let mut wrong = None;
             if protocol == Protocol::Grpc && endpoint.path_and_query().is_some_and(is_path) {
                 let why =
                     format!("{text:?} has a path, and gRPC has none; expected protocol: http");
-                wrong = Some(Problem::Conflict(why));
+                self.sink_error(values, PATH, Problem::Conflict(why));
             } else if endpoints.contains(&endpoint) {
-                wrong = Some(Problem::Conflict(format!("{text:?} stands there twice")));
-            }
-            match wrong {
-                Some(problem) => self.sink_error(values, PATH, problem),
-                None => endpoints.push(endpoint),
+                let why = format!("{text:?} stands there twice");
+                self.sink_error(values, PATH, Problem::Conflict(why));
+            } else {
+                endpoints.push(endpoint);
             }
         }
         if values.list_of_texts(PATH).is_empty() {
@@ -185,7 +184,11 @@ impl Meaning<'_> {
         files
     }
 
-    fn headers(&mut self, values: &Values) -> Vec<(http::HeaderName, http::HeaderValue)> {
+    fn headers(
+        &mut self,
+        values: &Values,
+        protocol: Protocol,
+    ) -> Vec<(http::HeaderName, http::HeaderValue)> {
         const PATH: &str = "sinks.otlp.headers";
         let mut headers = Vec::new();
         for (name, value) in values.texts(PATH) {
@@ -195,6 +198,10 @@ impl Meaning<'_> {
                 self.sink_error(values, PATH, Problem::Conflict(why));
                 continue;
             };
+            if protocol == Protocol::Grpc && header.as_str().ends_with("-bin") {
+                let why = format!("{name:?} would be binary in gRPC; expected another name");
+                self.sink_error(values, PATH, Problem::Conflict(why));
+            }
             value.set_sensitive(true);
             headers.push((header, value));
         }

@@ -961,6 +961,12 @@ fn headers_that_no_request_can_have_are_refused_without_their_value() {
     let expected = "tracemesh.yaml:4: sinks.otlp.headers: \"x-token\" or its value has characters \
                     that no header may have";
     assert_eq!(machine.errors(), [expected]);
+    assert_errors(
+        "sinks:\n  - otlp: {headers: {x-bin: a}}\n  \
+         - otlp: {headers: {x-bin: a}, protocol: http}\n",
+        &["tracemesh.yaml:2: sinks.otlp.headers: \"x-bin\" would be binary in gRPC; expected \
+           another name"],
+    );
 }
 
 #[test]

@@ -6,7 +6,6 @@
 use super::{Before, Limits, Role, Shard, to_ms};
 use crate::cut::{Cut, span_key};
 use crate::frame::{HoldTrace, Origin, ReplyTrace, Verdict, trace_id_bytes};
-use crate::scan::ScannedSpan;
 use crate::shard::telling::to_seconds;
 use crate::shard::trace::{SpanKey, SpanState, Trace};
 use crate::spans::{Scope, TraceId};
@@ -45,8 +44,8 @@ impl Shard {
             self.store(index, cut, number, &mut scopes, part);
             self.set_due(index, now_ms, part.due_in);
             self.account(index, before, now_ms);
-            if part.marked || part.view_hash != self.view_hash() || self.is_stand_in(index) {
-                self.unplace(index, now_ms);
+            if part.marked || self.is_foreign(part) || self.is_stand_in(index) {
+                self.doubt(index, part, now_ms);
             }
             self.after_change(index, now_ms);
         }
@@ -71,34 +70,25 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         let spans = cut.spans(number);
         let (known, came) = (trace.key_count(), spans.len());
-        trace.reserve(came, runs(cut.spans(number)));
-        let mut run: Option<Run> = None;
+        trace.reserve(came);
+        let mut last = None;
         for span in spans {
             let key = span_key(&self.hash_key, span.span_id, span.kind);
             if trace.state(key).is_some() {
                 continue;
             }
-            if run.as_ref().is_none_or(|run| run.number != span.scope) {
-                if let Some(run) = run.take() {
-                    trace.store(run.scope, &mut self.scratch, run.count);
-                }
+            if last.replace(span.scope) != Some(span.scope) {
                 let scope = scopes[span.scope as usize].get_or_insert_with(|| {
                     let (resource, scope) = cut.scope_fields(span.scope);
                     self.scopes.intern(resource, scope)
                 });
-                run = Some(Run { number: span.scope, scope: Arc::clone(scope), count: 0 });
-            }
-            if let Some(run) = &mut run {
-                run.count += 1;
+                self.arrived.begin(Arc::clone(scope));
             }
             trace.push(key, SpanState::Held);
             trace.rooted |= span.root;
-            cut.append_span(span, &mut self.scratch);
+            self.arrived.push(|spans| cut.append_span(span, spans));
         }
-        if let Some(run) = run {
-            trace.store(run.scope, &mut self.scratch, run.count);
-        }
-        trace.shrink();
+        trace.store(&mut self.arrived);
         let fresh = trace.key_count() - known;
         if self.role_of(index) == Role::Owner {
             match part.origin {
@@ -147,12 +137,25 @@ impl Shard {
         compare(trace, named, &mut reply);
         self.account(index, before, now_ms);
         if part.marked {
-            self.unplace(index, now_ms);
+            self.doubt(index, part, now_ms);
         }
         self.after_change(index, now_ms);
         let says_something =
             !reply.wanted.is_empty() || !reply.done.is_empty() || reply.verdict() != Verdict::None;
         says_something.then_some(reply)
+    }
+
+    /// H3. By an entry node's other view this node may be a holder, on whom it relies from now on:
+    /// what others confirmed before is no reason to give up what is here.
+    fn doubt(&mut self, index: u32, part: HoldPart, now_ms: u64) {
+        if part.origin == Origin::Entry && self.is_foreign(part) {
+            self.confirm_anew(index, now_ms);
+        }
+        self.unplace(index, now_ms);
+    }
+
+    fn is_foreign(&self, part: HoldPart) -> bool {
+        part.view_hash != self.view_hash()
     }
 
     fn is_stand_in(&self, index: u32) -> bool {
@@ -187,17 +190,4 @@ fn compare(trace: &Trace, named: &HoldTrace, reply: &mut ReplyTrace) {
         }
     }
     reply.verdict = trace.verdict.into();
-}
-
-/// Consecutive spans of one scope that are not known yet.
-struct Run {
-    number: u32,
-    scope: Arc<Scope>,
-    count: u32,
-}
-
-/// How often the scope changes from one span to the next, and one.
-fn runs<'a>(spans: impl Iterator<Item = &'a ScannedSpan>) -> usize {
-    let mut last = None;
-    spans.filter(|span| last.replace(span.scope) != Some(span.scope)).count()
 }

@@ -93,6 +93,16 @@ impl Shard {
         self.offers.insert(index, others, now_ms, false);
     }
 
+    /// What others confirmed of a trace until now, or are about to, counts no more.
+    pub(super) fn confirm_anew(&mut self, index: u32, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index) else { return };
+        self.version = self.version.wrapping_add(1);
+        trace.version = self.version;
+        if trace.unplaced {
+            self.offers.unconfirm(index, now_ms + to_ms(OFFER_SOON));
+        }
+    }
+
     /// P4: all other holders confirmed, and no attempt is in flight.
     pub(super) fn place(&mut self, index: u32, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index) else { return };
@@ -150,8 +160,8 @@ impl Shard {
         wanted: impl Fn(SpanKey, SpanState) -> bool,
     ) {
         let Some(trace) = self.table.get(index) else { return };
-        let spans = spans_of(trace, wanted);
-        let hold = hold_of(trace, now_ms);
+        let spans = spans_of(trace, wanted).map(Box::new);
+        let hold = Box::new(hold_of(trace, now_ms));
         let bytes = spans.as_ref().map_or(0, |spans| spans.bytes) + hold.bytes();
         let (target, _) = self.outlook.member(member);
         let version = trace.version;

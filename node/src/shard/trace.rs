@@ -1,14 +1,15 @@
 //! One trace as a shard keeps it: the keys of its spans, and the bytes of those it still holds.
 //!
 //! The layout is what makes a held span cheap: a key is one word whose two low bits are its state,
-//! and spans that came together share one allocation. The invariant: chunk `c` holds exactly the
-//! spans of the keys `c.first .. c.first + c.count`, in that order. A chunk is freed when all its
-//! spans are done, and counted whole until then. Nothing here knows of owners, time or the network.
+//! and spans that came together share one allocation, a block. The invariant: chunk `c` holds
+//! exactly the spans of the keys `c.first .. c.first + c.count`, in that order, and the chunks of a
+//! block follow each other. A block is freed when all its spans are done, and counted whole until
+//! then. Nothing here knows of owners, time or the network.
 
 use super::attempt::Trying;
 use super::vanished::Vanished;
 use crate::frame::Verdict;
-use crate::spans::{Chunk, Scope, TraceId};
+use crate::spans::{Chunk, Scope, SpanBytes, TraceId};
 use hashbrown::HashTable;
 use std::mem::size_of;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ const WALKED_KEYS_MAX: usize = 64;
 
 /// What an `Arc<[u8]>` costs besides its bytes and its pointer: two counters, and the allocator's
 /// word and rounding.
-const CHUNK_ALLOCATION_BYTES: usize = 16 + 16;
+const BLOCK_ALLOCATION_BYTES: usize = 16 + 16;
 
 /// An entry in the shard's hash table, and one in each of its two queues.
 const QUEUE_BYTES: usize = 8 + 16 + 24;
@@ -51,7 +52,7 @@ pub(crate) enum SpanState {
     Held,
     /// Its bytes are here, and in the export attempt in flight.
     Sending,
-    /// It is finished: the bytes are gone, or go with their chunk.
+    /// It is finished: the bytes are gone, or go with their block.
     Done,
 }
 
@@ -69,6 +70,37 @@ impl SpanState {
             Self::Held => 0,
             Self::Sending => 1,
             Self::Done => 2,
+        }
+    }
+}
+
+/// Spans of one trace that came in one frame, until they are stored.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arrived {
+    spans: Vec<u8>,
+    runs: Vec<Run>,
+}
+
+/// Consecutive spans of one scope, up to where their bytes end.
+#[derive(Clone, Debug)]
+struct Run {
+    scope: Arc<Scope>,
+    count: u32,
+    end: u32,
+}
+
+impl Arrived {
+    /// The spans that follow are of this scope.
+    pub(crate) fn begin(&mut self, scope: Arc<Scope>) {
+        self.runs.push(Run { scope, count: 0, end: 0 });
+    }
+
+    /// Adds the span that `append` appends.
+    pub(crate) fn push(&mut self, append: impl FnOnce(&mut Vec<u8>)) {
+        append(&mut self.spans);
+        if let Some(run) = self.runs.last_mut() {
+            run.count += 1;
+            run.end = u32::try_from(self.spans.len()).unwrap_or(u32::MAX);
         }
     }
 }
@@ -119,6 +151,7 @@ pub(crate) struct Trace {
     pub(crate) trying: Option<Box<Trying>>,
     words: Vec<u64>,
     stored: Vec<Stored>,
+    blocks: u32,
     index: Option<Box<HashTable<u32>>>,
     bytes: usize,
 }
@@ -143,12 +176,13 @@ impl Trace {
             trying: None,
             words: Vec::new(),
             stored: Vec::new(),
+            blocks: 0,
             index: None,
             bytes: 0,
         }
     }
 
-    /// Bytes of spans that are held here, those of done spans included whose chunk is not yet free.
+    /// Bytes of spans that are held here, those of done spans included whose block is not yet free.
     pub(crate) fn span_bytes(&self) -> usize {
         self.bytes
     }
@@ -159,7 +193,7 @@ impl Trace {
             + QUEUE_BYTES
             + self.words.capacity() * size_of::<u64>()
             + self.stored.capacity() * size_of::<Stored>()
-            + self.stored.len() * CHUNK_ALLOCATION_BYTES
+            + self.blocks as usize * BLOCK_ALLOCATION_BYTES
             + self.index.as_ref().map_or(0, |index| index.capacity() * 5)
             + self.bytes
     }
@@ -176,15 +210,9 @@ impl Trace {
         self.position(key).map(|at| SpanState::of(self.words[at]))
     }
 
-    /// Makes room for so many keys and chunks; what stays unused goes with [`Self::shrink`].
-    pub(crate) fn reserve(&mut self, keys: usize, chunks: usize) {
-        self.words.reserve_exact(keys);
-        self.stored.reserve_exact(chunks);
-    }
-
-    pub(crate) fn shrink(&mut self) {
-        self.words.shrink_to_fit();
-        self.stored.shrink_to_fit();
+    /// Makes room for so many keys, and for more that will come in other frames.
+    pub(crate) fn reserve(&mut self, keys: usize) {
+        self.words.reserve(keys);
     }
 
     /// Adds a key that is not known yet.
@@ -203,13 +231,26 @@ impl Trace {
         }
     }
 
-    /// Adds the bytes of the last `count` keys pushed, and empties `spans`.
-    pub(crate) fn store(&mut self, scope: Arc<Scope>, spans: &mut Vec<u8>, count: u32) {
-        let first = u32::try_from(self.words.len()).unwrap_or(u32::MAX) - count;
-        self.bytes += spans.len();
-        let chunk = Chunk { scope, spans: Arc::from(spans.as_slice()) };
+    /// Adds the bytes of the last keys pushed, and empties `arrived`.
+    pub(crate) fn store(&mut self, arrived: &mut Arrived) {
+        let Arrived { spans, runs } = arrived;
+        if runs.is_empty() {
+            return;
+        }
+        let count: u32 = runs.iter().map(|run| run.count).sum();
+        let mut first = u32::try_from(self.words.len()).unwrap_or(u32::MAX) - count;
+        let block: Arc<[u8]> = Arc::from(spans.as_slice());
+        let mut start = 0;
+        self.stored.reserve(runs.len());
+        for Run { scope, count, end } in runs.drain(..) {
+            let chunk = Chunk { scope, spans: SpanBytes::part(&block, start..end) };
+            self.stored.push(Stored { chunk, first, count });
+            first += count;
+            start = end;
+        }
+        self.blocks += 1;
+        self.bytes += block.len();
         spans.clear();
-        self.stored.push(Stored { chunk, first, count });
     }
 
     /// Marks one known span as done; whether that changed anything.
@@ -236,22 +277,33 @@ impl Trace {
         turned
     }
 
-    /// Frees the chunks of which every span is done, and what the vectors do not need any more.
+    /// Frees the blocks of which every span is done, and what the vectors do not need any more.
     pub(crate) fn free_done(&mut self) {
-        let words = &self.words;
-        let mut freed = 0;
-        self.stored.retain(|stored| {
-            let done =
-                words[stored.range()].iter().all(|&word| SpanState::of(word) == SpanState::Done);
-            if done {
-                freed += stored.chunk.spans.len();
-            }
-            !done
-        });
-        if freed > 0 {
-            self.bytes -= freed;
-            self.shrink();
+        if self.held_count == 0 {
+            self.bytes = 0;
+            self.blocks = 0;
+            self.stored = Vec::new();
+            self.words.shrink_to_fit();
+            return;
         }
+        if !self.has_done() {
+            return;
+        }
+        let words = &self.words;
+        let is_done = |stored: &Stored| {
+            words[stored.range()].iter().all(|&word| SpanState::of(word) == SpanState::Done)
+        };
+        let mut kept = Vec::with_capacity(self.stored.len());
+        for block in self.stored.chunk_by(|a, b| a.chunk.spans.shares(&b.chunk.spans)) {
+            let done = block.iter().all(is_done);
+            kept.extend(std::iter::repeat_n(!done, block.len()));
+            if done {
+                self.bytes -= block.iter().map(|stored| stored.chunk.spans.len()).sum::<usize>();
+                self.blocks -= 1;
+            }
+        }
+        let mut kept = kept.into_iter();
+        self.stored.retain(|_| kept.next().unwrap_or(true));
     }
 
     /// The wrapping sum of the keys that are done, as [`Done`](crate::frame::Done) carries it.
@@ -367,19 +419,26 @@ mod tests {
 
     fn trace_of(keys: std::ops::Range<u64>) -> Trace {
         let mut trace = Trace::new(TraceId([1; 16]), Slot(0));
-        let mut spans = Vec::new();
-        for key in keys.clone() {
-            trace.push(SpanKey::new(key << 2), SpanState::Held);
-            spans.extend([0x12, 1, key as u8]);
-        }
-        let resource = Arc::new(Resource { fields: Box::default() });
-        let scope = Arc::new(Scope { resource, fields: Box::default() });
-        trace.store(scope, &mut spans, keys.count() as u32);
+        store(&mut trace, [keys]);
         trace
     }
 
+    /// Stores one block, with a scope for each range of keys.
+    fn store(trace: &mut Trace, scopes: impl IntoIterator<Item = std::ops::Range<u64>>) {
+        let mut arrived = Arrived::default();
+        for keys in scopes {
+            let resource = Arc::new(Resource { fields: Box::default() });
+            arrived.begin(Arc::new(Scope { resource, fields: Box::default() }));
+            for key in keys {
+                trace.push(SpanKey::new(key << 2), SpanState::Held);
+                arrived.push(|spans| spans.extend([0x12, 1, key as u8]));
+            }
+        }
+        trace.store(&mut arrived);
+    }
+
     #[test]
-    fn chunk_is_freed_only_when_all_its_spans_are_done() {
+    fn block_is_freed_only_when_all_its_spans_are_done() {
         let mut trace = trace_of(1..4);
         assert!(trace.finish(SpanKey::new(4)));
         assert!(!trace.finish(SpanKey::new(4)));
@@ -393,11 +452,30 @@ mod tests {
     }
 
     #[test]
+    fn spans_of_a_block_go_together_whatever_their_scopes() {
+        let mut trace = trace_of(1..3);
+        store(&mut trace, [3..4, 4..6]);
+        let finish = |trace: &mut Trace, keys: std::ops::Range<u64>| {
+            keys.for_each(|key| assert!(trace.finish(SpanKey::new(key << 2))));
+            trace.free_done();
+        };
+        let spans = |trace: &Trace| -> Vec<Vec<u8>> {
+            trace.chunks(|_, _| true).0.iter().map(|chunk| chunk.spans.to_vec()).collect()
+        };
+        assert_eq!(spans(&trace)[1..], [vec![0x12, 1, 3], vec![0x12, 1, 4, 0x12, 1, 5]]);
+        finish(&mut trace, 4..6);
+        assert_eq!((trace.span_bytes(), trace.blocks, spans(&trace).len()), (15, 2, 3));
+        finish(&mut trace, 3..4);
+        assert_eq!((trace.span_bytes(), trace.blocks), (6, 1));
+        assert_eq!(spans(&trace), [[0x12, 1, 1, 0x12, 1, 2]]);
+    }
+
+    #[test]
     fn only_wanted_spans_of_a_chunk_are_given() {
         let trace = trace_of(1..4);
         let (chunks, count) = trace.chunks(|key, _| key == SpanKey::new(8));
         assert_eq!((chunks.len(), count), (1, 1));
-        assert_eq!(chunks[0].spans.as_ref(), [0x12, 1, 2]);
+        assert_eq!(chunks[0].spans[..], [0x12, 1, 2]);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! slower than that, owners wait after all.
 
 use super::dead_letter::DeadLetters;
-use super::queue::{Batching, Inbox, Queue, queue};
+use super::queue::{ATTEMPTS_MAX, Batching, Inbox, Queue, queue};
 use super::{Attempt, Outcome, QueueFull, Sink, joined};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -29,8 +29,6 @@ use tokio_util::sync::CancellationToken;
 const SPILL_BYTES_MAX: usize = 16 << 20;
 /// What is written to the dead-letter file at once.
 const SPILLING: Batching = Batching { count_min: 1, linger: Duration::ZERO, bytes_max: 4 << 20 };
-/// Attempts that were taken and not begun; more wait in the queue behind.
-const TAKEN_MAX: usize = 1024;
 /// The first wait before an attempt is made again, and the longest: as owners do.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(8);
@@ -65,7 +63,7 @@ pub(super) fn optional(
     dead_letters: DeadLetters,
 ) -> (Arc<Optional>, Keeper) {
     let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX).max(1);
-    let (sender, taken) = mpsc::channel(TAKEN_MAX);
+    let (sender, taken) = mpsc::channel(ATTEMPTS_MAX);
     let (spill, spilled) = queue(server.name().to_owned(), SPILL_BYTES_MAX, Gauge::default());
     let name = server.name().to_owned();
     let bytes = Arc::new(Semaphore::new(bytes_max as usize));
@@ -230,6 +228,16 @@ mod tests {
             fs::read_to_string(&self.letters).unwrap_or_default().lines().count()
         }
 
+        /// Waits until so many attempts came to the server.
+        async fn wait_for(&self, count: usize) {
+            let wait = async {
+                while self.came().len() < count {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), wait).await.expect("they come");
+        }
+
         fn came(&self) -> Vec<u8> {
             self.server.came.lock().unwrap().iter().map(|a| a.trace_id.0[0]).collect()
         }
@@ -240,9 +248,7 @@ mod tests {
         let rig = rig(|n| if n < 5 { Outcome::AGAIN } else { Outcome::Acknowledged }, 1 << 20, 0);
         let outcome = rig.sink.submit(trace(1, 2)).unwrap();
         assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
-        while rig.came().len() < 6 {
-            sleep(BACKOFF_MIN).await;
-        }
+        rig.wait_for(6).await;
         sleep(10 * BACKOFF_MAX).await;
         assert_eq!(rig.came(), [1; 6]);
     }
@@ -257,6 +263,17 @@ mod tests {
         }
         assert_eq!(rig.lines(), 8);
         assert!(rig.came().iter().all(|n| *n == 1));
+    }
+
+    #[tokio::test]
+    async fn burst_that_has_room_in_the_queue_is_no_dead_letter() {
+        let rig = rig(|_| Outcome::Acknowledged, 1 << 30, 1 << 20);
+        for _ in 0..5_000 {
+            // Nothing else runs until the first await.
+            drop(rig.sink.submit(trace(1, 1)).unwrap());
+        }
+        rig.wait_for(5_000).await;
+        assert_eq!(rig.lines(), 0);
     }
 
     #[tokio::test]

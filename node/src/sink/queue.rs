@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// Attempts in a queue, besides its bound in bytes: at the default of 256 MiB it is only met by
 /// traces of less than 1 KiB, and 40 MB of entries is what it allows.
-const ATTEMPTS_MAX: usize = 256 << 10;
+pub(super) const ATTEMPTS_MAX: usize = 256 << 10;
 
 /// Makes a queue of at most `bytes_max` bytes of spans. An attempt over it is taken when nothing
 /// else is there, or it could never leave.

@@ -16,9 +16,6 @@ use crate::plan::{Fault, Generation, Millis, NodeNumber};
 /// long as an owner waits for calm.
 const SETTLED_WITHIN: u64 = CONVERGE_MAX + SETTLE_MAX;
 
-/// A replica that missed a Done asks so long after its trace was due that it has asked three times.
-const ASKED_WITHIN: u64 = 60_000;
-
 /// Traces that are named one by one.
 const TRACES_TOLD_MAX: usize = 10;
 
@@ -114,17 +111,9 @@ fn missing(model: &Model<'_>) -> Vec<String> {
     texts
 }
 
-/// When a client was last told that spans are held: on paths that are full for minutes, retries may
-/// take nearly as long as everything has time for.
-fn last_promise(model: &Model<'_>) -> Millis {
-    let promises = model.spans.iter().filter_map(|span| span.promised);
-    promises.map(|(_, last)| last.at).max().unwrap_or_default()
-}
-
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     let ended = model.history.ended_at;
-    let has_rested = last_promise(model).0 + ASKED_WITHIN <= ended.0 || !missing(model).is_empty();
-    for text in held(model).filter(|_| has_rested) {
+    for text in held(model) {
         add(verdict, Invariant::EverythingEnds, ended, Vec::new(), text, missing(model));
     }
     for (node, text) in unsettled(model) {

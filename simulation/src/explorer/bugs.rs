@@ -13,6 +13,8 @@ pub enum Bug {
     AcknowledgeUnstored,
     /// What an earlier incarnation acknowledged counts for the present one.
     KeepAcknowledgement,
+    /// What a stand-in acknowledged counts when it has become a holder.
+    KeepOfStandIn,
     /// Targets are those of the view at the request's start.
     TargetsOfStart,
     /// A node serves clients while it joins.
@@ -56,10 +58,11 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::AcknowledgeOwnerAlone,
         Self::AcknowledgeUnstored,
         Self::KeepAcknowledgement,
+        Self::KeepOfStandIn,
         Self::TargetsOfStart,
         Self::ServeWhileJoining,
         Self::NoMark,

@@ -73,8 +73,22 @@ pub const DIRECTED: &[Directed] = &[
             steps: &[
                 &[Do(Action::Submit(2)), Deliver(Hold, 2, 0), Deliver(Reply, 0, 2)],
                 RESTARTED,
-                &[Do(Action::Gossip(2, 0)), Deliver(Hold, 2, 1), Deliver(Reply, 1, 2)],
+                &[
+                    Do(Action::Gossip(1, 0)),
+                    Do(Action::Gossip(2, 0)),
+                    Deliver(Hold, 2, 1),
+                    Deliver(Reply, 1, 2),
+                ],
             ],
+            ..THREE
+        },
+    },
+    Directed {
+        bugs: &[Bug::KeepOfStandIn],
+        broken: Invariant::Acknowledged,
+        schedule: Schedule {
+            name: "a stand-in that becomes a holder has to acknowledge again",
+            steps: &[STOOD_IN, &[Do(Action::Crash(0))], WITHOUT_OWNER],
             ..THREE
         },
     },
@@ -180,6 +194,27 @@ pub const DIRECTED: &[Directed] = &[
         },
     },
 ];
+
+/// Node 2 stands in for node 0, which it believes to be silent, and gives up what it has when both
+/// holders have it. Its client still waits for node 1.
+const STOOD_IN: &[Step] = &[
+    Do(Action::Submit(2)),
+    Deliver(Hold, 2, 0),
+    Do(Action::Silent(0, 0)),
+    See(Sight::Holds(2, 1)),
+    Timers(2),
+    Deliver(Hold, 2, 1),
+    Deliver(Reply, 1, 2),
+    Deliver(Hold, 2, 1),
+    Deliver(Reply, 1, 2),
+    Deliver(Hold, 2, 0),
+    Deliver(Reply, 0, 2),
+    See(Sight::Holds(2, 0)),
+    See(Sight::Accepted(0)),
+];
+
+const WITHOUT_OWNER: &[Step] =
+    &[Do(Action::Suspect(1, 0)), Do(Action::Suspect(2, 0)), See(Sight::Accepted(1))];
 
 /// Node 1 leaves; both of the others have all of it, and then it gets more.
 const OFFERED_BEFORE_MORE_CAME: &[Step] = &[

@@ -12,11 +12,11 @@ use super::world::World;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use tracemesh::entry::{Answer, Copies, Mark, OpenRequest, Outcome, Send, Step};
+use tracemesh::entry::{Answer, Content, Copies, Mark, OpenRequest, Outcome, Send, Step};
 use tracemesh::frame::HoldReply;
 use tracemesh::reach::Routing;
 use tracemesh::route::batch::{Batching, merge, own_part};
-use tracemesh_membership::MemberState;
+use tracemesh_membership::{Incarnation, MemberState};
 
 /// One request.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub struct Sent {
     pub replies: Vec<Option<Arc<HoldReply>>>,
     /// Its outcome is known.
     pub ended: bool,
-    held: bool,
+    held: Option<Incarnation>,
 }
 
 impl Open {
@@ -149,7 +149,7 @@ impl World {
         let Some(open) = self.requests[request].as_mut() else { return };
         let sent = &mut open.batches[batch];
         sent.ended = true;
-        sent.held = matches!(outcome, Outcome::Held(_));
+        sent.held = incarnation(outcome);
         let step = open.request.on_outcome(batch, outcome);
         self.advance(request, step);
     }
@@ -167,7 +167,7 @@ impl World {
                     for (batch, outcome) in self.send(request, sends) {
                         let Some(open) = self.requests[request].as_mut() else { return };
                         open.batches[batch].ended = true;
-                        open.batches[batch].held = true;
+                        open.batches[batch].held = incarnation(outcome);
                         steps.push_back(open.request.on_outcome(batch, outcome));
                     }
                 }
@@ -195,12 +195,14 @@ impl World {
         let mut outcomes = Vec::new();
         for (send, holds) in sends.into_iter().zip(batches) {
             let target = plan.node(&send.target);
-            let kept = self.acknowledgement_kept(request, target);
+            let kept = self.acknowledgement_kept(request, target, send.content);
             let replies = vec![None; holds.len()];
-            let sent = Sent { target, replies, ended: false, held: false };
+            let sent = Sent { target, replies, ended: false, held: None };
             let Some(open) = self.requests[request].as_mut() else { break };
             open.batches.push(sent);
-            if target == entry {
+            if let Some(outcome) = kept {
+                outcomes.push((send.batch, outcome));
+            } else if target == entry {
                 let mark = if self.has(Bug::NoMark) { Mark::Unmarked } else { send.mark };
                 let view_hash = self.nodes[entry].placement.view().hash();
                 let part = own_part(mark, view_hash, LIMITS.age_max);
@@ -213,8 +215,6 @@ impl World {
                 }
                 let incarnation = self.nodes[entry].incarnation;
                 outcomes.push((send.batch, Outcome::Held(incarnation)));
-            } else if let Some(outcome) = kept {
-                outcomes.push((send.batch, outcome));
             } else {
                 for (frame, hold) in holds.into_iter().enumerate() {
                     let about = About::Batch { request, batch: send.batch, frame };
@@ -225,13 +225,25 @@ impl World {
         outcomes
     }
 
-    /// The bug by which what an earlier incarnation acknowledged counts for the present one.
-    fn acknowledgement_kept(&self, request: usize, target: usize) -> Option<Outcome> {
+    /// The bugs by which a target need not acknowledge again: what an earlier incarnation of it
+    /// did counts, or what it did as a stand-in.
+    fn acknowledgement_kept(
+        &self,
+        request: usize,
+        target: usize,
+        content: Content,
+    ) -> Option<Outcome> {
         let open = self.requests[request].as_ref()?;
-        let was_held = open.batches.iter().any(|sent| sent.target == target && sent.held);
+        let mut held = open.batches.iter().filter(|sent| sent.target == target);
         let view = self.nodes[open.entry].placement.view();
         let present = view.get(self.plan.id(target))?.incarnation;
-        let kept = was_held && self.has(Bug::KeepAcknowledgement);
+        let kept = held.any(|sent| match sent.held {
+            Some(former) if former == present => {
+                self.has(Bug::KeepOfStandIn) && content == Content::Bytes
+            }
+            Some(_) => self.has(Bug::KeepAcknowledgement) && target != open.entry,
+            None => false,
+        });
         kept.then_some(Outcome::Held(present))
     }
 
@@ -241,7 +253,7 @@ impl World {
         self.plan.cuts[open.work].slots().iter().all(|&slot| {
             let owner = placement.holders(slot).map(|holders| holders.owner);
             let id = owner.map(|owner| &placement.view().members()[usize::from(owner)].id);
-            let holds = |sent: &Sent| sent.held && Some(self.plan.id(sent.target)) == id;
+            let holds = |sent: &Sent| sent.held.is_some() && Some(self.plan.id(sent.target)) == id;
             open.batches.iter().any(holds)
         })
     }
@@ -279,8 +291,8 @@ impl World {
         }
     }
 
-    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, or
-    /// one that has them is about to give them to the others. Members that ended, are leaving or
+    /// E4, seen from outside: as many nodes have the spans as the entry node's view asks for, where
+    /// those who have them go by that view. Members that ended, are leaving or
     /// another incarnation by now are believed: they may have lost or handed over what they had.
     fn check_acknowledged(&mut self, entry: usize, trace: usize, spans: u8) {
         let company = self.nodes[entry].company;
@@ -299,15 +311,17 @@ impl World {
                 !is_same || node.has(trace) & span != 0
             };
             let having = (0..self.nodes.len()).filter(|&member| has(member)).count();
-            let mut known = self.nodes.iter().map(|node| node.known[trace]);
-            let offered = known.any(|known| known.unplaced && known.held & span != 0);
-            // Who wrongly took others for dead and changed its mind may have handed over, in
-            // between, what it had acknowledged, to one that has crashed since.
-            let is_confused = self.witness.unhealed && self.witness.facts.have(Facts::SUSPECTED);
+            // Who has them and goes by another view offers them as soon as it learns of this one.
+            let view_hash = self.nodes[entry].placement.view().hash();
+            let is_behind = (0..self.nodes.len()).any(|node| {
+                let keeper = self.keeper(node, trace).filter(|_| self.nodes[node].exists());
+                self.nodes[node].known[trace].held & span != 0
+                    && keeper.is_some_and(|keeper| keeper.placement.view().hash() != view_hash)
+            });
             let alone = members < 2 && self.truth().iter().flatten().count() > 1;
             let views_change = [Facts::CRASHED, Facts::LEFT, Facts::JOINED, Facts::STOOD_STILL];
             let doubted = views_change.into_iter().fold(Facts::SUSPECTED, |all, fact| all | fact);
-            if having < wanted && !offered && !is_confused {
+            if having < wanted && !is_behind {
                 let what = format!(
                     "trace {trace} span {span:b} acknowledged by {having} of {wanted} holders"
                 );
@@ -321,5 +335,12 @@ impl World {
 
     pub(super) fn violate(&mut self, invariant: Invariant, what: String) {
         self.witness.violation.get_or_insert(Violation { invariant, what });
+    }
+}
+
+fn incarnation(outcome: Outcome) -> Option<Incarnation> {
+    match outcome {
+        Outcome::Held(incarnation) => Some(incarnation),
+        Outcome::Wanted | Outcome::Full | Outcome::Silent => None,
     }
 }

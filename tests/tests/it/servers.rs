@@ -10,6 +10,7 @@ use std::process::Command;
 use tracemesh_tests::parts;
 use tracemesh_tests::ports::claim_base_port;
 use tracemesh_tests::program::Program;
+use tracemesh_tests::wait::wait_until;
 
 /// Writes an authority, and certificates of it for a server and a client, into `directory`.
 fn write_certificates(directory: &Path) {
@@ -77,7 +78,8 @@ fn node_sends_to_the_collector_over_both_protocols_with_and_without_tls() {
     ]);
     let node = host.node("before").with("sinks", sinks).start();
     let id = trace_id(1);
-    assert_eq!(node.post(PROTOBUF, &encoded(trace(&id, 5))).status, 200);
+    let request = encoded(trace(&id, 5));
+    wait_until("the node takes a trace", || node.post(PROTOBUF, &request).status == 200);
     for sink in ["otlp", "otlp-2", "otlp-3", "otlp-4"] {
         node.wait_for_metric("tracemesh_sink_spans_total", &[("sink", sink)], 5.0);
     }

@@ -7,10 +7,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use tracemesh_tests::node::Node;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
 
 const SPANS_OF_A_TRACE: u64 = 4;
+
+/// Sends a trace, again where the node is too busy.
+fn send(node: &Node, id: &[u8]) {
+    let request = encoded(trace(id, SPANS_OF_A_TRACE));
+    wait_until("the node takes a trace", || node.post(PROTOBUF, &request).status == 200);
+}
 
 #[test]
 fn refused_traces_are_dead_letters_that_can_be_sent_again() {
@@ -21,9 +28,7 @@ fn refused_traces_are_dead_letters_that_can_be_sent_again() {
     let settings = host.node("before").with("sinks", wrong);
     let node = settings.start();
     let ids: Vec<_> = (0..3).map(trace_id).collect();
-    for id in &ids {
-        assert_eq!(node.post(PROTOBUF, &encoded(trace(id, SPANS_OF_A_TRACE))).status, 200);
-    }
+    ids.iter().for_each(|id| send(&node, id));
     let refused = [("sink", "otlp")];
     node.wait_for_metric("tracemesh_spans_dead_lettered_total", &refused, 12.0);
     assert!(node.metrics().sum("tracemesh_dead_letter_bytes", &[]) > 0.0);
@@ -61,10 +66,7 @@ fn sink_that_is_not_required_holds_up_nobody() {
     let settings = settings.with("sinks", sinks);
     let mut node = settings.start();
     let traces = 20;
-    for number in 0..traces {
-        let request = encoded(trace(&trace_id(number), SPANS_OF_A_TRACE));
-        assert_eq!(node.post(PROTOBUF, &request).status, 200);
-    }
+    (0..traces).for_each(|number| send(&node, &trace_id(number)));
     wait_until("all traces", || node.traces().len() as u64 == traces);
     wait_until("nothing is held", || node.metrics().sum("tracemesh_spans_held", &[]) == 0.0);
     // What was in its queue is written down at the end.
@@ -128,10 +130,7 @@ fn full_disk_is_said_with_its_path_and_loses_nothing() {
     let file = disk.0.join("traces.jsonl");
     let node = host.node("a").with("sinks", json!([{ "file": { "path": file } }])).start();
     let traces = 100;
-    for number in 0..traces {
-        let request = encoded(trace(&trace_id(number), SPANS_OF_A_TRACE));
-        assert_eq!(node.post(PROTOBUF, &request).status, 200);
-    }
+    (0..traces).for_each(|number| send(&node, &trace_id(number)));
     node.wait_for_metric("tracemesh_sink_up", &[("sink", "file")], 0.0);
     let said = format!("cannot write; traces wait with their owners path=\"{}\"", file.display());
     wait_until("the full disk is said", || node.output().contains(&said));

@@ -44,7 +44,8 @@ impl Mesh {
             let node = node.with("traces.root_delay", json!(ROOT_DELAY));
             set(node.with_seed(&format!("127.0.0.1:{}", base_port + 2)), &mesh)
         });
-        let mut nodes: Vec<_> = settings.map(|settings| settings.launch()).collect();
+        let settings: Vec<_> = settings.collect();
+        let mut nodes: Vec<_> = settings.iter().map(Settings::launch).collect();
         nodes.iter_mut().for_each(Node::wait_until_ready);
         nodes.iter().for_each(|node| node.wait_for_members(3));
         mesh.nodes = nodes;

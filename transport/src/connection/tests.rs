@@ -119,7 +119,7 @@ async fn what_is_no_frame_is_refused_counted_and_harmless() {
     }
     served.guest.connection.send_datagram(too_large.to_vec().into()).unwrap();
     // The next message is the first that the node sees.
-    let frame = Frame { kind: 7, flags: 0, payload: Bytes::from_static(b"whole") };
+    let frame = Frame::new(7, Bytes::from_static(b"whole"));
     served.guest.send_notice(&frame, LONG).await.unwrap();
     let received = timeout(LONG, served.incoming.next()).await.unwrap().unwrap();
     let Received::Notice { from, frame: notice } = received else { panic!("{received:?}") };
@@ -133,7 +133,7 @@ async fn a_call_given_up_halfway_never_reaches_the_node_and_is_no_fault() {
     send.write_all(&[1, 0, 0, 0, 0, 9, 1, 2, 3]).await.unwrap();
     // As dropping a call's future does.
     drop(Writer::new(send));
-    let frame = Frame { kind: 7, flags: 0, payload: Bytes::new() };
+    let frame = Frame::new(7, Bytes::new());
     served.guest.send_notice(&frame, LONG).await.unwrap();
     let received = timeout(LONG, served.incoming.next()).await.unwrap().unwrap();
     assert!(matches!(received, Received::Notice { .. }), "{received:?}");
@@ -149,7 +149,7 @@ async fn a_peer_with_more_in_frames_than_its_share_is_refused_until_there_is_roo
     let taken = served.guest.memory.clone().try_acquire_many_owned(PEER_BYTES_MAX as u32 - 4);
     let taken = taken.unwrap();
     for (expected_room, bytes) in [(true, 4), (false, 5)] {
-        let frame = Frame { kind: 7, flags: 0, payload: vec![0; bytes].into() };
+        let frame = Frame::new(7, vec![0; bytes].into());
         let (answer, ()) = tokio::join!(served.guest.call(&frame, LONG), async {
             match timeout(LONG, served.incoming.next()).await.unwrap().unwrap() {
                 Received::Call { frame, respond, .. } => respond.send(frame),

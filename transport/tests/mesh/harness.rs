@@ -143,7 +143,7 @@ pub(crate) fn frame(kind: u8, bytes: usize) -> Frame {
     let piece: Vec<u8> = (0..251).map(|i: u8| i.wrapping_mul(kind | 1)).collect();
     let mut payload = piece.repeat(bytes / piece.len() + 1);
     payload.truncate(bytes);
-    Frame { kind, flags: 3, payload: payload.into() }
+    Frame { flags: 3, ..Frame::new(kind, payload.into()) }
 }
 
 /// The next call that arrives.

@@ -158,6 +158,31 @@ fn confirmations_end_with_the_view_and_with_every_change() {
 }
 
 #[test]
+fn confirmations_end_when_an_entry_node_relies_on_this_one_by_another_view() {
+    let (mut rig, trace) = three("a");
+    rig.view(placement(&["b", "c"]), MemberState::Leaving);
+    let version = rig.shard.version(id(trace)).unwrap();
+    let request = request(vec![root(trace, 1)]);
+    let cut = Cut::new(request.clone(), scan(&request).unwrap(), &KEY);
+    rig.confirm("b", trace);
+    rig.shard.on_hold(rig.now, &cut, &[0], part(Origin::Entry, 1));
+    rig.confirm("c", trace);
+    assert_eq!(rig.held(trace), Some(1), "b confirmed before");
+    rig.reply("b", version, &Reply::new(id(trace), None));
+    assert_eq!(rig.held(trace), Some(1), "b was offered it before");
+    rig.confirm("b", trace);
+    assert_eq!(rig.held(trace), None);
+
+    let (mut rig, trace) = three("a");
+    rig.view(placement(&["b", "c"]), MemberState::Leaving);
+    rig.confirm("b", trace);
+    let marked = HoldPart { marked: true, ..part(Origin::Entry, 1) };
+    rig.shard.on_names(rig.now, id(trace), &named(trace, &[1], &[], Verdict::None), marked);
+    rig.confirm("c", trace);
+    assert_eq!(rig.held(trace), Some(1), "names are relied on as well");
+}
+
+#[test]
 fn former_owner_gives_up_an_attempt_that_failed() {
     let (mut rig, trace) = three("a");
     let (_, number) = export(&rig.pass(seconds(6)));

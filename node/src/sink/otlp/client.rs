@@ -87,10 +87,6 @@ impl Client {
     ) -> Result<(Self, Option<Files<ClientTls>>), StartError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &target.headers {
-            if target.protocol == Protocol::Grpc && name.as_str().ends_with("-bin") {
-                let header = name.to_string();
-                return Err(StartError::Header { sink: sink.into(), header });
-            }
             headers.append(name, value.clone());
         }
         let files = target.open_tls(sink, clock)?;
@@ -202,8 +198,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     #[test]
     fn word_of_a_server_that_was_reached_counts_and_the_shorter_wait() {
@@ -216,25 +211,5 @@ mod tests {
         assert_eq!(later(Some(9)).or(later(None)), later(None));
         assert_eq!(unreached().or(later(Some(3))), later(Some(3)));
         assert_eq!(later(Some(3)).or(unreached()), later(Some(3)));
-    }
-
-    #[tokio::test]
-    async fn header_that_is_binary_in_grpc_is_refused_at_the_start() {
-        let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
-        let new = |protocol, name: &'static str| {
-            let value = HeaderValue::from_static("secret");
-            let target = Target {
-                endpoints: vec![Uri::from_static("http://127.0.0.1:4317")],
-                protocol,
-                compression: Compression::Zstd,
-                headers: vec![(HeaderName::from_static(name), value)],
-                tls: ClientFiles::default(),
-            };
-            Client::new("otlp", &target, &clock).err()
-        };
-        assert!(new(Protocol::Grpc, "x-key").is_none() && new(Protocol::Http, "x-bin").is_none());
-        let error = new(Protocol::Grpc, "x-bin").unwrap();
-        assert!(matches!(&error, StartError::Header { .. }));
-        assert!(!error.to_string().contains("secret"));
     }
 }

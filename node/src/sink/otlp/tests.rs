@@ -210,6 +210,12 @@ impl Rig {
         join_all(outcomes).await.into_iter().map(Result::unwrap).collect()
     }
 
+    /// Exports attempts again and again, until the outcome is as wanted.
+    async fn wait_for(&self, attempts: &[Arc<Attempt>], wanted: Outcome) {
+        let wait = async { while self.export(attempts).await != slice::from_ref(&wanted) {} };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it comes to that");
+    }
+
     async fn export_one(&self) -> Outcome {
         self.export(&[trace(1, 2)]).await.remove(0)
     }

@@ -254,18 +254,22 @@ async fn trace_that_is_put_off_for_too_long_becomes_a_dead_letter() {
 
 #[tokio::test]
 async fn time_in_which_a_sink_does_not_answer_is_not_put_off() {
-    let server = Server::start(|_, _| Say::No(full())).await;
-    let (address, rig) = (server.address, Rig::new(server.address));
+    let server = Server::start(|_, count| match count {
+        1 => Say::Nothing,
+        _ => Say::No(full()),
+    })
+    .await;
+    let rig = Rig::new(server.address);
     let overdue = Attempt { due: Some(Instant::now()), ..(*trace(1, 1)).clone() };
     let overdue = [Arc::new(overdue)];
     assert_eq!(rig.export(&overdue).await, [again_in_7_seconds()]);
-    drop(server);
-    while rig.export(&overdue).await != [Outcome::AGAIN] {}
+    server.arrived.notified().await;
+    let silence = rig.sink.submit(overdue[0].clone()).unwrap();
+    server.arrived.notified().await;
     tokio::time::pause();
+    assert_eq!(silence.await, Ok(Outcome::Unanswered));
     tokio::time::advance(10 * RETRY_FOR).await;
     tokio::time::resume();
-    let listener = TcpListener::bind(address).await.unwrap();
-    let _server = Server::on(listener, |_, _| Say::No(full()), true);
     assert_eq!(rig.export(&overdue).await, [again_in_7_seconds()]);
     assert!(rig.dead().is_empty());
 }

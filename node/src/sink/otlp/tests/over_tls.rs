@@ -144,6 +144,5 @@ async fn authority_that_was_replaced_counts_for_the_next_connection() {
     assert_eq!(rig.export_one().await, Outcome::AGAIN);
     fs::copy(new.ca_file(), old.ca_file()).unwrap();
     // Every try is a connection; files are looked at every few seconds.
-    let found = async { while rig.export_one().await != Outcome::Acknowledged {} };
-    tokio::time::timeout(Duration::from_secs(60), found).await.unwrap();
+    rig.wait_for(&[trace(1, 1)], Outcome::Acknowledged).await;
 }

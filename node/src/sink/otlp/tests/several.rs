@@ -35,7 +35,7 @@ async fn server_that_takes_nothing_is_left_for_the_next_and_asked_again_in_turn(
     }
     assert_eq!((full.requests().len(), good.requests().len()), (1, 3));
     drop(good);
-    while rig.export_one().await == Outcome::Unanswered {}
+    rig.wait_for(&[trace(1, 1)], Outcome::AGAIN).await;
     assert_eq!(rig.metrics.up.get(), 0);
     assert!(full.requests().len() > 1);
 }
