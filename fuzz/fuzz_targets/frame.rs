@@ -2,7 +2,7 @@
 
 #![no_main]
 
-#[allow(dead_code, reason = "the target needs a part of the module, which is private")]
+#[expect(dead_code, reason = "the target needs a part of the module, which is private")]
 #[path = "../../transport/src/frame.rs"]
 mod envelope;
 
