@@ -275,6 +275,15 @@ mod slow {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whatever_is_behind_the_client_is_answered_in_time() {
+        let (intake, _) = intake();
+        let begun = Instant::now();
+        let answer = intake.in_time(std::future::pending()).await;
+        assert!(matches!(answer, Err(Refusal::Later { .. })), "{answer:?}");
+        assert_eq!(begun.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn grpc_request_that_comes_too_slowly_is_put_off() {
         let (intake, in_flight) = intake();
         let begun = Instant::now();
