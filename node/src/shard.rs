@@ -17,6 +17,7 @@ mod hold;
 mod offers;
 mod placing;
 mod remembering;
+mod review;
 mod scopes;
 mod standing;
 mod table;
@@ -37,6 +38,7 @@ use crate::spans::TraceId;
 use deciding::Calm;
 use held::Held;
 use offers::Offers;
+use review::Review;
 use scopes::Scopes;
 use standing::Outlook;
 use std::collections::{BTreeMap, VecDeque};
@@ -75,6 +77,9 @@ pub struct Limits {
     pub remember: Duration,
     /// What remembered traces of this shard may take; the oldest are forgotten first.
     pub remember_bytes_max: usize,
+    /// So many traces are looked at for a new view, and as many offered to others, before something
+    /// else has its turn.
+    pub traces_per_turn: usize,
 }
 
 /// How a node stands to a trace, by its present view.
@@ -191,6 +196,7 @@ pub struct Shard {
     decide: Box<dyn Decide>,
     outlook: Outlook,
     table: Table,
+    review: Option<Box<Review>>,
     offers: Offers,
     scopes: Scopes,
     /// Traces to look at, by when.
@@ -223,6 +229,7 @@ impl Shard {
             scopes: Scopes::new(hash_key.0),
             table: Table::new(hash_key),
             outlook: Outlook::new(me, standing),
+            review: None,
             offers: Offers::default(),
             hash_key,
             limits,
@@ -264,7 +271,7 @@ impl Shard {
 
     /// Whether everything is placed that was unplaced when the present view began (P5).
     pub fn is_settled(&self) -> bool {
-        self.offers.is_settled()
+        self.review.is_none() && self.offers.is_settled()
     }
 
     /// Unplaced traces, remembered ones included.
@@ -281,6 +288,9 @@ impl Shard {
 
     /// When [`Self::on_time`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
+        if self.review.is_some() {
+            return Some(self.started);
+        }
         let expires = self.remembered.front().map(|&(at, _)| at);
         let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
         let at = expires.into_iter().chain(wakes).chain(self.offers.next_wake()).min()?;
@@ -299,28 +309,26 @@ impl Shard {
 
     /// The view, or what others publish of theirs, changed.
     pub fn on_view(&mut self, now: Instant, standing: Standing) {
-        let former = self.outlook.renew(standing);
-        let same_view = former.view_hash() == self.view_hash();
-        if same_view && former.state == self.outlook.standing.state {
+        let same_view = standing.view_hash() == self.view_hash();
+        if same_view && standing.state == self.outlook.standing.state {
+            self.outlook.renew(standing);
             return;
         }
         let now_ms = self.ms(now);
-        self.held = Held::default();
-        let held = self.table.iter().filter(|(_, trace)| trace.held_count > 0);
-        for index in held.map(|(index, _)| index).collect::<Vec<_>>() {
-            self.take_role(index, &former, now_ms);
-        }
-        if !same_view {
-            self.begin_view(&former.placement, now_ms);
-        }
+        self.end_review(now_ms);
+        let former = self.outlook.renew(standing);
+        self.begin_review(former, now_ms);
     }
 
     /// The view changed: a held trace may have another owner now.
-    fn take_role(&mut self, index: u32, former: &Standing, now_ms: u64) {
-        let Some(trace) = self.table.get_mut(index) else { return };
+    fn take_role(&mut self, index: u32, review: &Review, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index).filter(|trace| trace.held_count > 0) else {
+            return;
+        };
         let role = self.outlook.role(trace.slot);
+        self.held.change(review.role(trace.slot), trace.held_since, trace.held_count, 0);
         self.held.change(role, trace.held_since, 0, trace.held_count);
-        let owner = former.owner(trace.slot);
+        let owner = review.owner(trace.slot);
         let was_mine = owner.is_some_and(|owner| owner.id == self.outlook.me);
         let generation = |owner: &ViewMember| owner.incarnation.generation;
         let vanished = owner.is_some_and(|o| !self.outlook.is_alive(&o.id, generation(o)));
@@ -342,6 +350,7 @@ impl Shard {
         while let Some(first) = self.wakes.first_entry().filter(|first| *first.key() <= now_ms) {
             let (at, indexes) = first.remove_entry();
             for index in indexes {
+                self.review(index, now_ms);
                 let Some(trace) = self.table.get_mut(index) else { continue };
                 if trace.wake_ms == at {
                     trace.wake_ms = u64::MAX;
@@ -350,6 +359,7 @@ impl Shard {
             }
         }
         self.forget_expired(now_ms);
+        self.review_some(now_ms);
         self.offer(now_ms);
     }
 

@@ -24,6 +24,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::coop::unconstrained;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracemesh_membership::NodeId;
@@ -32,7 +33,7 @@ use tracemesh_membership::NodeId;
 const PLACING_MAX: Duration = Duration::from_secs(3);
 /// With nothing to wake for, a shard still looks at its clock so often.
 const IDLE: Duration = Duration::from_secs(60);
-/// Inputs taken in one turn, so that effects are carried out and sums are published in between.
+/// Inputs, and replies of other holders, taken in one turn, so that effects are carried out and sums are published in between.
 const INPUTS_PER_TURN: usize = 16;
 
 /// Why a shard has a turn.
@@ -89,15 +90,18 @@ impl Turn {
             }
             match woken {
                 Wake::Event(event) => self.on_event(event),
-                Wake::Input(input) => self.on_inputs(input, &mut inputs),
+                Wake::Input(input) => self.on_input(input),
                 Wake::Mesh | Wake::Time => {}
             }
-            while let Some(event) = ready(&mut waiting) {
-                self.on_event(event);
-            }
+            self.on_inputs(&mut inputs);
+            self.on_events(&mut waiting);
             self.shard.on_time(Instant::now());
             self.carry_out(&mut waiting);
             self.publish();
+            if self.shard.next_wake().is_some_and(|wake| wake <= Instant::now()) {
+                // Clients are to wait for one turn, not for all that there is to be done.
+                yield_now().await;
+            }
         }
     }
 
@@ -105,11 +109,21 @@ impl Turn {
         self.shard.on_view(Instant::now(), self.peers.standing());
     }
 
-    fn on_inputs(&mut self, first: Input, inputs: &mut mpsc::Receiver<Input>) {
-        self.on_input(first);
-        for _ in 1..INPUTS_PER_TURN {
+    fn on_inputs(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+        for _ in 0..INPUTS_PER_TURN {
             let Ok(input) = inputs.try_recv() else { break };
             self.on_input(input);
+        }
+    }
+
+    /// What sinks said, and of what other holders said as much as a turn may take.
+    fn on_events(&mut self, waiting: &mut Waiting) {
+        let mut replies = 0;
+        while replies < INPUTS_PER_TURN
+            && let Some(event) = ready(waiting)
+        {
+            replies += usize::from(matches!(event, Event::Replied { .. }));
+            self.on_event(event);
         }
     }
 

@@ -82,6 +82,10 @@ pub(super) fn shard_settings(
     }
 }
 
+/// Looking at a trace takes a microsecond or two, and so does offering it: a turn of this takes less
+/// than what a client notices.
+const TRACES_PER_TURN: usize = 256;
+
 fn limits(traces: &config::Traces) -> Limits {
     Limits {
         root_delay: traces.root_delay,
@@ -90,6 +94,7 @@ fn limits(traces: &config::Traces) -> Limits {
         bytes_max: size(traces.bytes_max),
         remember: traces.remember_time,
         remember_bytes_max: size(traces.remember_bytes),
+        traces_per_turn: TRACES_PER_TURN,
     }
 }
 

@@ -53,10 +53,10 @@ impl Reply {
 impl Shard {
     /// Other nodes say that spans became done (PROTOCOL.md, A0).
     pub fn on_done(&mut self, now: Instant, trace_id: TraceId, verdict: Verdict, sum: u64) {
-        let Some(index) = self.table.find(trace_id) else { return };
+        let now_ms = self.ms(now);
+        let Some(index) = self.find(trace_id, now_ms) else { return };
         let Some(trace) = self.table.get(index) else { return };
         let covers_all = trace.sum() == sum;
-        let now_ms = self.ms(now);
         self.change(index, now_ms, |trace| {
             trace.verdict = trace.verdict.max(verdict);
             if covers_all {
@@ -84,8 +84,8 @@ impl Shard {
 
     /// A holder answered an offer or a question about a trace, which had `version` then (P3, A1).
     pub fn on_reply(&mut self, now: Instant, from: Replier<'_>, version: u32, reply: &Reply) {
-        let Some(index) = self.table.find(reply.trace_id) else { return };
         let now_ms = self.ms(now);
+        let Some(index) = self.find(reply.trace_id, now_ms) else { return };
         let member = self.outlook.index_of(from.id);
         let is_present = |member| from.incarnation == self.outlook.member(member).1;
         let confirms = reply.wanted.is_empty()

@@ -40,7 +40,8 @@ impl Shard {
         sink: u32,
         answer: Answer,
     ) {
-        let Some(index) = self.table.find(trace_id) else { return };
+        let now_ms = self.ms(now);
+        let Some(index) = self.find(trace_id, now_ms) else { return };
         let Some(trace) = self.table.get_mut(index) else { return };
         let Some(trying) = trace.trying.as_mut().filter(|trying| trying.number == number) else {
             return;
@@ -53,7 +54,6 @@ impl Shard {
             return;
         }
         let again = trying.owed().then(|| trying.backoff_ms(trace_id));
-        let now_ms = self.ms(now);
         if self.drop_attempt_done_elsewhere(index) {
             self.after_change(index, now_ms);
         } else if let Some(backoff_ms) = again {

@@ -73,7 +73,7 @@ impl Shard {
     pub fn fingerprint(&self, now: Instant, hasher: &mut impl Hasher) {
         let now_ms = self.ms(now);
         self.outlook.hash(hasher);
-        self.offers.granted().for_each(|granted| granted.hash(hasher));
+        self.offers.hash_members(hasher);
         let mut traces: Vec<(u32, &Trace)> = self.table.iter().collect();
         traces.sort_unstable_by_key(|(_, trace)| trace.id);
         let mut instants = vec![now_ms];
@@ -82,9 +82,15 @@ impl Shard {
         }
         instants.sort_unstable();
         instants.dedup();
+        if let Some(review) = &self.review {
+            review.hash(hasher);
+        }
         for (index, trace) in traces {
             hash_trace(trace, hasher);
             self.offers.hash(index, hasher);
+            if let Some(review) = &self.review {
+                review.hash_trace(index, self.table.is_met(trace), hasher);
+            }
             for at in self.instants(index, trace) {
                 instants.binary_search(&at.max(now_ms)).hash(hasher);
             }

@@ -2,8 +2,8 @@
 //!
 //! Kept by whoever changes a trace, so that nobody has to look through all of them. The invariant:
 //! each trace of which something is held counts once, under the role that the present view gives
-//! it and the second in which it began to be held; a new view counts all of them anew. Bounded by
-//! one entry for each second and role in which a trace that is still held began.
+//! it, or the last one if it was not looked at since, and the second in which it began to be held.
+//! Bounded by one entry for each second and role in which a trace that is still held began.
 
 use super::Role;
 use std::collections::BTreeMap;

@@ -36,6 +36,7 @@ impl Shard {
         for &number in traces {
             let (slot, (id, key)) = (cut.slots()[number as usize], id_and_key(number));
             let (index, new) = self.table.find_or_insert(id, key, slot);
+            self.review(index, now_ms);
             let Some(trace) = self.table.get(index) else { continue };
             let before = if new { Before::default() } else { Before::of(trace) };
             if before.held == 0 {
@@ -119,7 +120,8 @@ impl Shard {
         part: HoldPart,
     ) -> Option<ReplyTrace> {
         let mut reply = ReplyTrace { trace_id: trace_id_bytes(trace_id), ..Default::default() };
-        let index = match self.table.find(trace_id) {
+        let now_ms = self.ms(now);
+        let index = match self.find(trace_id, now_ms) {
             Some(index) => index,
             None if named.done.is_empty() => {
                 reply.wanted.clone_from(&named.names);
@@ -131,7 +133,6 @@ impl Shard {
             }
         };
         let trace = self.table.get_mut(index)?;
-        let now_ms = to_ms(now - self.started);
         let before = if trace.key_count() == 0 { Before::default() } else { Before::of(trace) };
         learn(trace, named, now_ms);
         compare(trace, named, &mut reply);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracemesh_membership::MemberIndex;
 
 /// What may be sent to a member before its first grant: names only. A mebibyte a second is some
-/// 15,000 traces, and too little to be noticed beside live traffic.
+/// 3,000 traces, and too little to be noticed beside live traffic.
 const NAMES_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// An allowance that was not used is kept for so long, in milliseconds: what one gossip round lets
@@ -149,6 +149,8 @@ pub(super) struct Offers {
     waiting: BTreeSet<(u64, u32, Seat)>,
     /// By member of the present view.
     members: Vec<Member>,
+    /// Whose turn it is next.
+    turn: MemberIndex,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -302,6 +304,14 @@ impl Offers {
         self.members.len()
     }
 
+    /// Every member has its turn, so that a frame has much to say to one of them.
+    pub(super) fn turn_to_next_member(&mut self) -> MemberIndex {
+        let member = self.turn;
+        let next = usize::from(member) + 1;
+        self.turn = MemberIndex::try_from(next % self.members.len().max(1)).unwrap_or(0);
+        member
+    }
+
     /// The next seat that may be offered to a member now.
     pub(super) fn next(&mut self, member: MemberIndex, now_ms: u64) -> Option<(u32, Seat)> {
         let Member { queue, allowance, .. } = &mut self.members[usize::from(member)];
@@ -386,9 +396,12 @@ impl Offers {
         })
     }
 
-    /// Members that granted something.
-    pub(super) fn granted(&self) -> impl Iterator<Item = bool> {
-        self.members.iter().map(|member| member.allowance.granted.is_some())
+    /// The same, of what it knows of the members.
+    pub(super) fn hash_members(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let granted = self.members.iter().map(|member| member.allowance.granted.is_some());
+        granted.for_each(|granted| granted.hash(hasher));
+        self.turn.hash(hasher);
     }
 
     fn set(&mut self, trace: u32, seat: Seat, place: Place) {
@@ -422,11 +435,16 @@ impl Offers {
 }
 
 /// What was unplaced in the view before.
+#[derive(Clone, Debug)]
 pub(super) struct Former(Offers);
 
 impl Former {
     pub(super) fn contains(&self, trace: u32) -> bool {
         self.0.contains(trace)
+    }
+
+    pub(super) fn hash(&self, trace: u32, hasher: &mut impl std::hash::Hasher) {
+        self.0.hash(trace, hasher);
     }
 
     /// Whether a member of the view before was still to be sent bytes.

@@ -8,7 +8,7 @@
 //! what to whom is kept by [`Offers`](super::offers::Offers).
 
 use super::offers::{Former, Holder, Rank};
-use super::standing::{Stayed, index_of, seats};
+use super::standing::seats;
 use super::trace::{SpanKey, SpanState, Trace};
 use super::{Effect, OFFER_AGAIN, Role, Shard, to_ms};
 use crate::frame::{HoldTrace, Verdict, milliseconds, trace_id_bytes};
@@ -23,34 +23,14 @@ use tracemesh_membership::{MemberIndex, Placement};
 pub(super) const OFFER_SOON: Duration = Duration::from_millis(200);
 
 impl Shard {
-    /// P1: the view changed from `former`.
-    pub(super) fn begin_view(&mut self, former: &Placement, now_ms: u64) {
-        let members = self.outlook.placement().view().members();
-        let was = self.offers.begin_view(members.iter().map(|member| index_of(former, &member.id)));
-        let stayed = Stayed::new(former, self.outlook.placement());
-        if self.outlook.placement().view().members().is_empty() {
-            self.keep_unplaced(&was, now_ms);
-            return;
-        }
-        let indexes: Vec<u32> = self.table.iter().map(|(index, _)| index).collect();
-        for index in indexes {
-            let Some(trace) = self.table.get(index) else { continue };
-            let changed = !stayed.holders(former, self.outlook.placement(), trace.slot);
-            if changed || was.contains(index) {
-                self.begin_placing(index, former, &was, now_ms);
-            }
-        }
-    }
-
-    /// A view without members has no holders: what is unplaced waits for one that has.
-    fn keep_unplaced(&mut self, was: &Former, now_ms: u64) {
-        let indexes: Vec<u32> = self.table.iter().map(|(index, _)| index).collect();
-        for index in indexes.into_iter().filter(|&index| was.contains(index)) {
-            self.offers.insert(index, [None; 2], now_ms, true);
-        }
-    }
-
-    fn begin_placing(&mut self, index: u32, former: &Placement, was: &Former, now_ms: u64) {
+    /// P1: a trace has other holders than in the `former` view, or was unplaced in it.
+    pub(super) fn begin_placing(
+        &mut self,
+        index: u32,
+        former: &Placement,
+        was: &Former,
+        now_ms: u64,
+    ) {
         let Some(trace) = self.table.get_mut(index) else { return };
         trace.unplaced = true;
         let slot = trace.slot;
@@ -79,6 +59,11 @@ impl Shard {
         let wait = if is_first { 0 } else { to_ms(OFFER_AGAIN) };
         self.offers.insert(index, others, now_ms + wait, true);
         self.place(index, now_ms);
+    }
+
+    /// A view without members has no holders: what is unplaced waits for one that has.
+    pub(super) fn keep_unplaced(&mut self, index: u32, now_ms: u64) {
+        self.offers.insert(index, [None; 2], now_ms, true);
     }
 
     /// Another holder may lack something of a trace (H3).
@@ -121,17 +106,24 @@ impl Shard {
         }
     }
 
-    /// P2: offers what is due to be offered, as far as the members' allowances let it.
+    /// P2: offers what is due to be offered, as far as the members' allowances let it, and no more
+    /// than one turn may.
     pub(super) fn offer(&mut self, now_ms: u64) {
         let table = &self.table;
         self.offers.wake(now_ms, |index| table.get(index).map_or(NO_RANK, rank));
-        for member in
-            (0..self.offers.member_count()).filter_map(|at| MemberIndex::try_from(at).ok())
-        {
-            while let Some((index, seat)) = self.offers.next(member, now_ms) {
+        let mut left = self.limits.traces_per_turn;
+        for _ in 0..self.offers.member_count() {
+            let member = self.offers.turn_to_next_member();
+            while left > 0
+                && let Some((index, seat)) = self.offers.next(member, now_ms)
+            {
+                left -= 1;
                 let with_bytes = self.offers.bytes(index, seat);
                 self.offers.offered(index, seat, with_bytes, now_ms + to_ms(OFFER_AGAIN));
                 self.send(index, member, now_ms, |_, state| with_bytes && state != SpanState::Done);
+            }
+            if left == 0 {
+                break;
             }
         }
     }
@@ -162,7 +154,7 @@ impl Shard {
         let Some(trace) = self.table.get(index) else { return };
         let spans = spans_of(trace, wanted).map(Box::new);
         let hold = Box::new(hold_of(trace, now_ms));
-        let bytes = spans.as_ref().map_or(0, |spans| spans.bytes) + hold.bytes();
+        let bytes = spans.as_ref().map_or(0, |spans| spans.bytes) + hold.bytes() + OFFER_BYTES;
         let (target, _) = self.outlook.member(member);
         let version = trace.version;
         self.offers.spend(member, bytes);
@@ -195,6 +187,11 @@ impl Shard {
         }
     }
 }
+
+/// What an offer counts beside its bytes: what the trace itself takes at the other end. Most traces
+/// are only remembered and all names, so this is what keeps those who are given them from having
+/// time for nothing else.
+const OFFER_BYTES: usize = 256;
 
 /// A trace that is gone goes last.
 const NO_RANK: Rank = Rank::Remembered { age_ms: u64::MAX };

@@ -113,11 +113,7 @@ impl Outlook {
     }
 
     pub(super) fn role(&self, slot: Slot) -> Role {
-        match (self.placement().holders(slot), self.my_index) {
-            (Some(holders), Some(me)) if holders.owner == me => Role::Owner,
-            (Some(holders), Some(me)) if holders.replica == Some(me) => Role::Replica,
-            _ => Role::StandIn,
-        }
+        role(self.placement(), self.my_index, slot)
     }
 
     /// The holders of a slot besides this node, the owner first.
@@ -192,6 +188,15 @@ impl Outlook {
         let leaving = |peer: &&PeerStanding| peer.state == MemberState::Leaving;
         let peer = || self.standing.peers.get(id).filter(leaving).map(|peer| peer.incarnation);
         in_view.or_else(peer).is_some_and(|incarnation| incarnation.generation == generation)
+    }
+}
+
+/// The role of a member of a placement, or of a node that is none.
+pub(super) fn role(placement: &Placement, me: Option<MemberIndex>, slot: Slot) -> Role {
+    match (placement.holders(slot), me) {
+        (Some(holders), Some(me)) if holders.owner == me => Role::Owner,
+        (Some(holders), Some(me)) if holders.replica == Some(me) => Role::Replica,
+        _ => Role::StandIn,
     }
 }
 

@@ -19,6 +19,9 @@ const PAGE_TRACES: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     hash_key: HashKey,
+    /// The number of the present view; all traces have this one or, where they were not looked at
+    /// since, the one before.
+    view: u8,
     /// All full but the last one.
     pages: Vec<Vec<Option<Trace>>>,
     free: Vec<u32>,
@@ -50,7 +53,7 @@ fn table_hash(key: u64) -> u64 {
 
 impl Table {
     pub(crate) fn new(hash_key: HashKey) -> Self {
-        Self { hash_key, pages: Vec::new(), free: Vec::new(), by_id: HashTable::new() }
+        Self { hash_key, view: 0, pages: Vec::new(), free: Vec::new(), by_id: HashTable::new() }
     }
 
     #[cfg(test)]
@@ -80,7 +83,7 @@ impl Table {
         if let Some(entry) = self.by_id.find(hash, |entry| self.is(entry, key, id)) {
             return (entry.index, false);
         }
-        let trace = Some(Trace::new(id, slot));
+        let trace = Some(Trace::new(id, slot, self.view));
         let index = match self.free.pop() {
             Some(index) => {
                 let (page, at) = place(index);
@@ -121,6 +124,30 @@ impl Table {
         }
         self.free.push(index);
         Some(trace)
+    }
+
+    /// A new view begins, by which every trace is to be looked at. All were by the last one.
+    pub(crate) fn begin_view(&mut self) {
+        self.view = self.view.wrapping_add(1);
+    }
+
+    /// Whether a trace was not looked at by the present view before; from now on it was.
+    pub(crate) fn meets_view(&mut self, index: u32) -> bool {
+        let view = self.view;
+        let trace = self.get_mut(index);
+        trace.is_some_and(|trace| std::mem::replace(&mut trace.view, view) != view)
+    }
+
+    /// Whether a trace was looked at by the present view.
+    pub(crate) fn is_met(&self, trace: &Trace) -> bool {
+        trace.view == self.view
+    }
+
+    /// Above all indexes.
+    pub(crate) fn end(&self) -> u32 {
+        let last = self.pages.last().map_or(0, Vec::len);
+        let full = self.pages.len().saturating_sub(1) * PAGE_TRACES;
+        u32::try_from(full + last).unwrap_or(u32::MAX)
     }
 
     /// All traces with their indexes, in slab order.

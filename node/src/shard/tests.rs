@@ -17,6 +17,7 @@ use tracemesh_membership::{
 };
 
 mod placing;
+mod review;
 mod rows;
 
 const KEY: HashKey = HashKey([7; 16]);
@@ -27,6 +28,7 @@ const LIMITS: Limits = Limits {
     bytes_max: 1 << 20,
     remember: Duration::from_secs(600),
     remember_bytes_max: 1 << 20,
+    traces_per_turn: 2,
 };
 
 fn seconds(seconds: u64) -> Duration {
@@ -213,6 +215,14 @@ impl Rig {
         assert_eq!(self.shard.remembered_bytes, remembered.map(Trace::cost_bytes).sum::<usize>());
         let held: u64 = traces().map(|trace| u64::from(trace.held_count)).sum();
         assert_eq!(self.shard.held().iter().sum::<u64>(), held);
+        if self.shard.review.is_none() {
+            let mut by_role = [0; 3];
+            for trace in traces() {
+                by_role[self.shard.outlook.role(trace.slot) as usize] +=
+                    u64::from(trace.held_count);
+            }
+            assert_eq!(self.shard.held(), by_role);
+        }
         let held = traces().filter(|trace| trace.held_count > 0).count();
         assert_eq!(self.shard.held_trace_count(), held as u64);
         let held = traces().filter(|trace| trace.held_count > 0);

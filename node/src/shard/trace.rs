@@ -124,6 +124,8 @@ impl Stored {
 pub(crate) struct Trace {
     pub(crate) id: TraceId,
     pub(crate) slot: Slot,
+    /// The view by which it was last looked at, by its number in the [`Table`](super::table::Table).
+    pub(super) view: u8,
     pub(crate) verdict: Verdict,
     /// A root span came: the trace is due `root_delay` after it.
     pub(crate) rooted: bool,
@@ -157,10 +159,11 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    pub(crate) fn new(id: TraceId, slot: Slot) -> Self {
+    pub(crate) fn new(id: TraceId, slot: Slot, view: u8) -> Self {
         Self {
             id,
             slot,
+            view,
             verdict: Verdict::None,
             rooted: false,
             unplaced: false,
@@ -418,7 +421,7 @@ mod tests {
     use crate::spans::Resource;
 
     fn trace_of(keys: std::ops::Range<u64>) -> Trace {
-        let mut trace = Trace::new(TraceId([1; 16]), Slot(0));
+        let mut trace = Trace::new(TraceId([1; 16]), Slot(0), 0);
         store(&mut trace, [keys]);
         trace
     }

@@ -36,7 +36,8 @@ pub const HASH_KEY: HashKey = HashKey([7; 16]);
 /// A hundred years: what is remembered never expires, because no fault of the protocol does that.
 const REMEMBER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Bounds of a trace: those of a node by default, but nothing is ever forgotten.
+/// Bounds of a trace: those of a node by default, but nothing is ever forgotten, and a turn is as
+/// short as can be.
 pub const LIMITS: Limits = Limits {
     root_delay: Duration::from_secs(6),
     age_max: Duration::from_secs(30),
@@ -44,6 +45,7 @@ pub const LIMITS: Limits = Limits {
     bytes_max: 1 << 20,
     remember: REMEMBER,
     remember_bytes_max: usize::MAX / 2,
+    traces_per_turn: 1,
 };
 
 /// How often each kind of fault may happen.
