@@ -28,7 +28,7 @@ pub struct Known {
     pub done: u8,
     /// The verdict.
     pub verdict: Verdict,
-    /// Another holder may lack something.
+    /// Another holder may lack something, or the trace was not looked at by the present view.
     pub unplaced: bool,
 }
 
@@ -36,7 +36,7 @@ impl Shard {
     /// What is known of a trace whose spans have these names, at most eight.
     pub fn known(&self, trace_id: TraceId, names: &[u64]) -> Option<Known> {
         let trace = self.table.get(self.table.find(trace_id)?)?;
-        let (verdict, unplaced) = (trace.verdict, trace.unplaced);
+        let (verdict, unplaced) = (trace.verdict, trace.unplaced || !self.table.is_met(trace));
         let mut known = Known { verdict, unplaced, ..Known::default() };
         for (key, state) in trace.keys() {
             let bit = names.iter().position(|&name| name == key.name()).map_or(0, |at| 1_u8 << at);

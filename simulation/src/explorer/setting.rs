@@ -36,8 +36,7 @@ pub const HASH_KEY: HashKey = HashKey([7; 16]);
 /// A hundred years: what is remembered never expires, because no fault of the protocol does that.
 const REMEMBER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Bounds of a trace: those of a node by default, but nothing is ever forgotten, and a turn is as
-/// short as can be.
+/// Bounds of a trace: those of a node by default, but nothing is ever forgotten.
 pub const LIMITS: Limits = Limits {
     root_delay: Duration::from_secs(6),
     age_max: Duration::from_secs(30),
@@ -45,7 +44,7 @@ pub const LIMITS: Limits = Limits {
     bytes_max: 1 << 20,
     remember: REMEMBER,
     remember_bytes_max: usize::MAX / 2,
-    traces_per_turn: 1,
+    traces_per_turn: TRACES_MAX,
 };
 
 /// How often each kind of fault may happen.
@@ -137,6 +136,8 @@ pub struct Setting {
     pub entry: Option<usize>,
     /// Shards learn of a view in steps of their own, as tasks do.
     pub lagging: bool,
+    /// Shards look at and offer one trace in a turn, not all.
+    pub short_turns: bool,
     /// A planted bug.
     pub bug: Option<Bug>,
     /// An excuse that does not count, by its place in [`LICENCES`](super::check::LICENCES).
@@ -159,6 +160,7 @@ impl Default for Setting {
             frame_bytes_max: FRAME_SPANS_BYTES_MAX,
             entry: None,
             lagging: false,
+            short_turns: false,
             bug: None,
             withheld: None,
             budget: Budget::default(),
@@ -305,10 +307,11 @@ impl Plan {
     /// A shard of a node that has just started.
     pub fn shard(&self, node: usize) -> Shard {
         let decide = Box::new(Decider { verdicts: self.setting.verdicts, node });
+        let traces_per_turn = if self.setting.short_turns { 1 } else { LIMITS.traces_per_turn };
         Shard::new(
             self.id(node).clone(),
             HASH_KEY,
-            LIMITS,
+            Limits { traces_per_turn, ..LIMITS },
             SinkSet::first(self.setting.sinks),
             decide,
             Standing::alone(self.atlas.placement(&[None; NODES_MAX])),

@@ -146,6 +146,7 @@ pub fn draw(dice: &mut Dice, twist: Twist) -> Setting {
         // Anything, and memory is short at times.
         _ => setting.budget.full = dice.aside().some(25, 3),
     }
+    setting.short_turns = dice.aside().one_in(2);
     setting
 }
 
