@@ -12,13 +12,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use tracemesh_membership::MemberIndex;
 
-/// What may be sent to a member before its first grant: names only. A mebibyte a second is some
-/// 3,000 traces, and too little to be noticed beside live traffic.
+/// What an offer counts beside its bytes. Most traces are only remembered, all names, and cost time
+/// and not bandwidth: it is what some microseconds are worth, by the default of what is granted,
+/// so that whoever is given many has a good half of its time for clients.
+pub(super) const OFFER_BYTES: usize = 1 << 10;
+
+/// What may be sent to a member before its first grant: names only. A mebibyte a second is less
+/// than a thousand traces, and too little to be noticed beside live traffic.
 const NAMES_BYTES_PER_SECOND: u64 = 1 << 20;
 
-/// An allowance that was not used is kept for so long, in milliseconds: what one gossip round lets
-/// pile up.
-const BURST_MS: u64 = 200;
+/// An allowance that was not used is kept for so long, in milliseconds: more at once would be a
+/// burst behind which clients wait.
+const BURST_MS: u64 = 20;
+
+/// An allowance that is used up rests for so long, in milliseconds: a frame with little in it costs
+/// nearly as much as one with much.
+const REST_MS: u64 = 5;
 
 /// The most bytes under way from one shard to one member, and one trace. They are copies that no
 /// memory budget counts, and clients' batches travel beside them: with eight shards half of what
@@ -131,7 +140,7 @@ impl Allowance {
         if self.left > 0 {
             self.at_ms
         } else {
-            self.at_ms.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
+            self.at_ms.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX).max(REST_MS))
         }
     }
 
@@ -225,9 +234,9 @@ impl Offers {
     /// What they take beside the traces themselves.
     pub(super) fn cost_bytes(&self) -> usize {
         /// An entry in the map, and for each seat one in a queue.
-        const OFFER_BYTES: usize =
+        const UNPLACED_BYTES: usize =
             size_of::<(u32, Unplaced)>() + 2 * size_of::<(Rank, u32, Seat)>();
-        self.unplaced.len() * 2 * OFFER_BYTES
+        self.unplaced.len() * 2 * UNPLACED_BYTES
     }
 
     /// Whether everything is placed that was not when the view began.

@@ -7,7 +7,7 @@
 //! confirmed, in its present incarnation and under the same view, what is here now. When to offer
 //! what to whom is kept by [`Offers`](super::offers::Offers).
 
-use super::offers::{Former, Holder, Rank};
+use super::offers::{Former, Holder, OFFER_BYTES, Rank};
 use super::standing::seats;
 use super::trace::{SpanKey, SpanState, Trace};
 use super::{Effect, OFFER_AGAIN, Role, Shard, to_ms};
@@ -187,11 +187,6 @@ impl Shard {
         }
     }
 }
-
-/// What an offer counts beside its bytes: what the trace itself takes at the other end. Most traces
-/// are only remembered and all names, so this is what keeps those who are given them from having
-/// time for nothing else.
-const OFFER_BYTES: usize = 256;
 
 /// A trace that is gone goes last.
 const NO_RANK: Rank = Rank::Remembered { age_ms: u64::MAX };

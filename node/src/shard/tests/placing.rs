@@ -293,7 +293,7 @@ fn bytes_keep_within_the_grant_and_the_most_urgent_go_first() {
         rig.pass(Duration::from_millis(1));
     }
     rig.unsettled(&["b", "c"], MemberState::Active);
-    rig.shard.on_grant(&"c".into(), 1000);
+    rig.shard.on_grant(&"c".into(), 10_000);
     let bytes_of = |effects: &[Effect]| -> usize {
         let bytes = |effect: &Effect| match effect {
             Effect::Offer { bytes, .. } => *bytes,
@@ -306,5 +306,5 @@ fn bytes_keep_within_the_grant_and_the_most_urgent_go_first() {
     assert_eq!(trace.trace_id[0], *traces.last().unwrap(), "it is due first");
     let sent = bytes_of(&first) + bytes_of(&rig.pass(seconds(3)));
     let one = bytes_of(&first[..1]);
-    assert!((3000..=3200 + 2 * one).contains(&sent), "{sent} of 1000 a second, {one} each");
+    assert!((30_000..=30_200 + 2 * one).contains(&sent), "{sent} of 10,000 a second, {one} each");
 }
