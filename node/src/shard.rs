@@ -288,12 +288,11 @@ impl Shard {
 
     /// When [`Self::on_time`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
-        if self.review.is_some() {
-            return Some(self.started);
-        }
+        let review = self.review.as_ref().map(|review| review.next_ms);
         let expires = self.remembered.front().map(|&(at, _)| at);
         let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
-        let at = expires.into_iter().chain(wakes).chain(self.offers.next_wake()).min()?;
+        let at =
+            expires.into_iter().chain(wakes).chain(review).chain(self.offers.next_wake()).min()?;
         Some(self.started + Duration::from_millis(at))
     }
 

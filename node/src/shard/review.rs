@@ -22,9 +22,18 @@ pub(super) struct Review {
     /// What was unplaced in it; none where only this node's own state is another.
     pub(super) unplaced: Option<Former>,
     pass: Pass,
-    /// Where in the table to go on.
+    /// Where in the table to go on, and when.
     next: u32,
+    pub(super) next_ms: u64,
 }
+
+/// Between two turns of looking at traces, in milliseconds: all nodes look at theirs at the same
+/// time, and clients are to have more than half of it. With a turn of 256 traces a shard looks at
+/// 64,000 a second.
+const REST_MS: u64 = 4;
+
+/// In place of one trace that is looked at, so many may be passed over.
+const PASSED_OVER: usize = 16;
 
 /// A walk through the table, and what it looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,13 +81,20 @@ impl Shard {
             unplaced,
             pass: Pass::Held,
             next: 0,
+            next_ms: now_ms,
         }));
         self.review_some(now_ms);
     }
 
-    /// Looks at as many traces as one turn may.
+    /// Looks at as many traces as one turn may, if it is time for one.
     pub(super) fn review_some(&mut self, now_ms: u64) {
-        let mut left = self.limits.traces_per_turn;
+        if self.review.as_ref().is_some_and(|review| review.next_ms <= now_ms) {
+            self.review_turn(now_ms);
+        }
+    }
+
+    fn review_turn(&mut self, now_ms: u64) {
+        let mut left = self.limits.traces_per_turn * PASSED_OVER;
         while let Some(review) = &mut self.review {
             if review.next >= self.table.end() {
                 if review.pass == Pass::All {
@@ -87,14 +103,17 @@ impl Shard {
                 }
                 (review.pass, review.next) = (Pass::All, 0);
             } else if left == 0 {
+                review.next_ms = now_ms + REST_MS;
                 return;
             } else {
-                left -= 1;
                 let (index, pass) = (review.next, review.pass);
                 review.next += 1;
                 let trace = self.table.get(index);
                 if trace.is_some_and(|trace| pass == Pass::All || trace.held_count > 0) {
                     self.review(index, now_ms);
+                    left = left.saturating_sub(PASSED_OVER);
+                } else {
+                    left -= 1;
                 }
             }
         }
@@ -103,7 +122,7 @@ impl Shard {
     /// Looks at all that are left: the view changes again.
     pub(super) fn end_review(&mut self, now_ms: u64) {
         while self.review.is_some() {
-            self.review_some(now_ms);
+            self.review_turn(now_ms);
         }
     }
 
