@@ -254,7 +254,7 @@ fn full_node_puts_clients_off_and_loses_nothing_of_what_it_acknowledged() {
 /// that were put off so often. Whether it was served before a collector would have given up.
 fn insist(load: &Load, node: &Node, sink: &Sink, number: u64, refused_twice: &AtomicU64) -> bool {
     let begun = Instant::now();
-    let mut client = (number % 2 == 0).then(|| Client::new(node.grpc_url()));
+    let mut client = number.is_multiple_of(2).then(|| Client::new(node.grpc_url()));
     let mut request = load.request();
     let mut back_off = BACK_OFF;
     let mut refusals = 0;
