@@ -1,6 +1,6 @@
-//! What a span costs from a client's request to the batches of its holders: receiving, validating
-//! scan and split, in CPU time of the thread that does it; what reading and holding a span costs;
-//! and the memory that a held span takes.
+//! What a span costs from a client's request to the batches of its holders: receiving, in every way
+//! that clients have, validating scan and split, in CPU time of the thread that does it; what
+//! reading and holding a span costs; and the memory that a held span takes.
 //!
 //! `cargo bench -p tracemesh --bench ingest`. Linux only: the CPU time is read from `/proc`.
 //! Three nodes, each span with an owner and a replica. One nanosecond a span is 0.001 CPU seconds a
@@ -12,6 +12,9 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use bytes::{BufMut, Bytes, BytesMut};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::request::Parts;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -26,6 +29,7 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::hint::black_box;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
@@ -38,6 +42,7 @@ use tracemesh::decide::KeepAll;
 use tracemesh::environment::WallClock;
 use tracemesh::frame::Origin;
 use tracemesh::ingest::{Accepted, Admission, Export, InFlight, Listeners, Refusal, Settings};
+use tracemesh::json::to_json;
 use tracemesh::metrics::Metrics;
 use tracemesh::scan::{Scan, scan, scan_trusted};
 use tracemesh::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
@@ -60,7 +65,11 @@ const FRAME_BYTES_MAX: usize = 4 << 20;
 const HELD_REQUEST_COUNT: usize = 400;
 const PAGE_BYTES: usize = 4096;
 const REQUESTS_IN_FLIGHT: usize = 8;
+/// Understood by both ports.
 const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+const GRPC: &str = "application/grpc";
+const PROTOBUF: &str = "application/x-protobuf";
+const JSON: &str = "application/json";
 /// CPU seconds that each step is measured for.
 const MEASURED_SECONDS: f64 = 1.0;
 /// Of so many rounds of a step, one is followed by a round of prost, which is slow.
@@ -91,8 +100,22 @@ fn main() {
     step("validate and split", &mut || {
         requests.iter().map(|request| batches(request, &scanned(request))).sum()
     });
-    let mut server = Server::start(&requests);
-    let ratio = step("receive over gRPC, validate and split", &mut || server.receive_all());
+    let receive = |name: &str, content_type, encoding| {
+        let bodies = requests.iter().map(|request| body(request, content_type, encoding));
+        let mut server = Server::start(content_type, encoding, bodies.collect());
+        let name = format!("receive, validate and split: {name}, {encoding}");
+        step(&name, &mut || server.receive_all())
+    };
+    let ratio = receive("gRPC", GRPC, "identity");
+    for encoding in ["gzip", "zstd"] {
+        receive("gRPC", GRPC, encoding);
+    }
+    for encoding in ["identity", "gzip", "zstd"] {
+        receive("HTTP protobuf", PROTOBUF, encoding);
+    }
+    for encoding in ["identity", "gzip", "zstd"] {
+        receive("HTTP JSON", JSON, encoding);
+    }
     step("read ids, times and status of a span", &mut || {
         spans(&requests, &scans).map(|view| view.end_nanos() as usize & 1).sum()
     });
@@ -102,14 +125,14 @@ fn main() {
     });
     hold(&mut dice);
     println!(
-        "receive, validate and split: {ratio:.3} of what prost's decoding takes (must {:.3}, aim \
-         {:.3}: {MUST} and {AIM} CPU s a million spans where prost takes {GOAL_PROST})",
+        "receive over gRPC, validate and split: {ratio:.3} of what prost's decoding takes (must \
+         {:.3}, aim {:.3}: {MUST} and {AIM} CPU s a million spans where prost takes {GOAL_PROST})",
         MUST / GOAL_PROST,
         AIM / GOAL_PROST,
     );
 }
 
-/// OTLP over gRPC, served by the thread that measures; another one is the client.
+/// OTLP, served by the thread that measures; another one is the client.
 struct Server {
     runtime: Runtime,
     go: SyncSender<()>,
@@ -128,13 +151,16 @@ impl Export for Splitting {
 }
 
 impl Server {
-    fn start(requests: &[Vec<u8>]) -> Self {
+    fn start(content_type: &'static str, encoding: &'static str, bodies: Vec<Bytes>) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         // Nobody asks for the time where there is no TLS.
         let clock: WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
         let listeners = Listeners::bind(Settings::default(), &clock);
         let listeners = runtime.block_on(listeners).expect("ports");
-        let address = listeners.grpc_addresses()[0];
+        let address = match content_type {
+            GRPC => listeners.grpc_addresses()[0],
+            _ => listeners.http_addresses()[0],
+        };
         let (_, admission) = watch::channel(Admission::Serving);
         runtime.spawn(listeners.serve(
             Splitting,
@@ -145,9 +171,16 @@ impl Server {
         ));
         let (go, going) = sync_channel(1);
         let (answers, answered) = mpsc::channel(1);
-        let requests = requests.iter().map(|request| grpc_message(request)).collect();
-        let url = format!("http://{address}{EXPORT_PATH}");
-        std::thread::spawn(move || send_all(&url, requests, going, answers));
+        let request = http::Request::post(format!("http://{address}{EXPORT_PATH}"))
+            .header("content-type", content_type)
+            .header("te", "trailers");
+        let request = match content_type {
+            GRPC => request.header("grpc-encoding", encoding),
+            _ => request.header("content-encoding", encoding),
+        };
+        let (head, ()) = request.body(()).expect("a valid request").into_parts();
+        let http2 = content_type == GRPC;
+        std::thread::spawn(move || send_all(&head, http2, &bodies, going, answers));
         Self { runtime, go, answered }
     }
 
@@ -159,34 +192,55 @@ impl Server {
 }
 
 /// Each time that it is told to, sends every request and says how many were accepted.
-fn send_all(url: &str, requests: Vec<Bytes>, going: Receiver<()>, answers: mpsc::Sender<usize>) {
+fn send_all(
+    head: &Parts,
+    http2: bool,
+    bodies: &[Bytes],
+    going: Receiver<()>,
+    answers: mpsc::Sender<usize>,
+) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let client = Client::builder(TokioExecutor::new()).http2_only(http2).build_http();
     let send = async |body: &Bytes| {
-        let request = http::Request::post(url).header("content-type", "application/grpc");
-        let request = request.header("te", "trailers").body(Full::new(body.clone()));
-        let response = client.request(request.expect("a valid request")).await;
-        let body = response.expect("the server answers").into_body().collect().await;
-        let trailers = body.expect("the server answers").trailers().cloned().unwrap_or_default();
-        trailers.get("grpc-status").is_some_and(|status| status == "0")
+        let request = http::Request::from_parts(head.clone(), Full::new(body.clone()));
+        let (head, body) = client.request(request).await.expect("the server answers").into_parts();
+        let body = body.collect().await.expect("the server answers");
+        let mut headers = head.headers;
+        headers.extend(body.trailers().cloned().unwrap_or_default());
+        head.status.is_success() && headers.get("grpc-status").is_none_or(|status| status == "0")
     };
     while going.recv().is_ok() {
         let mut accepted = 0;
-        for some in requests.chunks(REQUESTS_IN_FLIGHT) {
+        for some in bodies.chunks(REQUESTS_IN_FLIGHT) {
             let sent = runtime.block_on(futures_util::future::join_all(some.iter().map(send)));
             accepted += sent.into_iter().filter(|accepted| *accepted).count();
         }
-        assert_eq!(accepted, requests.len(), "every request is accepted");
+        assert_eq!(accepted, bodies.len(), "every request is accepted");
         // An error means that the measuring is over.
         let _ = answers.blocking_send(accepted);
     }
 }
 
-fn grpc_message(request: &[u8]) -> Bytes {
+/// A request as a client of the collector sends it, with the compressors' default levels.
+fn body(request: &[u8], content_type: &str, encoding: &str) -> Bytes {
+    let text = (content_type == JSON).then(|| to_json(request).expect("a valid request"));
+    let plain = text.as_ref().map_or(request, String::as_bytes);
+    let encoded = match encoding {
+        "gzip" => {
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+            gzip.write_all(plain).and_then(|()| gzip.finish())
+        }
+        "zstd" => zstd::encode_all(plain, 0),
+        _ => Ok(plain.to_vec()),
+    };
+    let encoded = encoded.expect("there is memory");
+    if content_type != GRPC {
+        return encoded.into();
+    }
     let mut message = BytesMut::new();
-    message.put_u8(0);
-    message.put_u32(request.len() as u32);
-    message.put_slice(request);
+    message.put_u8(u8::from(encoding != "identity"));
+    message.put_u32(encoded.len() as u32);
+    message.put_slice(&encoded);
     message.freeze()
 }
 

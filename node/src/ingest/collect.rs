@@ -1,24 +1,35 @@
-//! The bytes of one request, collected while they are decompressed.
+//! The bytes of one request: collected as they come, and then decompressed in one go.
 //!
-//! The invariant: memory follows what was really produced, and neither limit can be passed: not the
-//! size of one request before or after decompression, nor the bytes in flight. Data is decompressed
-//! piece by piece as it arrives, so a bomb stops at the limit and the compressed form is never
-//! kept. A zstd frame cannot ask for a window over [`ZSTD_WINDOW_LOG_MAX`].
+//! The invariant: memory follows what really came or was really produced, and neither limit can be
+//! passed: not the size of one request before or after decompression, so a bomb stops there, nor
+//! the bytes in flight, which count the compressed form until it is not needed any more. A decoder
+//! and its window exist while a thread decompresses, never while a client is waited for: whatever
+//! clients say of windows and however slowly they send, there are no more of them than threads that
+//! serve and [`super::intake::ASIDE_MAX`]. That is why they are not counted.
 
 use super::Refusal;
 use super::intake::{Charge, Received};
 use bytes::Bytes;
-use flate2::write::MultiGzDecoder;
-use std::io::{self, Write};
-use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder};
-use zstd::stream::zio::Writer as ZstdWriter;
+use flate2::bufread::MultiGzDecoder;
+use libdeflater::Decompressor;
+use memchr::memmem;
+use std::io::{self, Read};
+use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
 /// 16 MiB, what RFC 8878 asks decoders to support at least twice over.
 const ZSTD_WINDOW_LOG_MAX: u32 = 24;
+/// How each member of gzip data begins.
+const GZIP_MEMBER: &[u8] = b"\x1f\x8b\x08";
+/// A byte of deflated data tells of 1032 at most.
+const DEFLATE_MAX: usize = 1032;
 /// First allocation for a request whose length is not known.
 const FIRST_BYTES: usize = 64 << 10;
 /// First allocation at most, whatever length was announced: four requests of 512 spans.
 const BELIEVED_BYTES_MAX: usize = 1 << 20;
+/// First allocation for what zstd decompresses, in times of what came: spans are that repetitive.
+const EXPANSION: usize = 8;
+/// Compressed requests up to this size are decompressed on the spot, in a millisecond or two.
+const INLINE_MAX: usize = 256 << 10;
 
 /// How the bytes of a request are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,145 +58,197 @@ impl Encoding {
     }
 }
 
-/// Where decompressed bytes go.
+/// Bytes of a request, as they came or decompressed.
 struct Output {
     bytes: Vec<u8>,
     bytes_max: usize,
+    /// What they are, for messages.
+    what: &'static str,
     charge: Charge,
-    /// Why no more is taken; set when a limit was met inside a decoder.
-    refusal: Option<Refusal>,
 }
 
 impl Output {
+    /// Makes room for `length` bytes, as far as that can be believed.
+    fn expect(&mut self, length: usize) {
+        self.bytes.reserve_exact(length.min(BELIEVED_BYTES_MAX).min(self.bytes_max));
+    }
+
+    /// Makes room for at least `length` bytes more.
+    fn make_room(&mut self, length: usize) {
+        let needed = self.bytes.len() + length;
+        if needed > self.bytes.capacity() {
+            // Doubling, but never to more than a byte over what a request may have, by which it is
+            // known to be too large.
+            let most = self.bytes_max.saturating_add(1);
+            let capacity = (2 * self.bytes.capacity()).max(FIRST_BYTES).min(most).max(needed);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+    }
+
+    /// Whether so many more bytes are within all limits; if so, they are charged.
+    fn allow(&mut self, length: usize, all: usize) -> Result<(), Refusal> {
+        if all > self.bytes_max {
+            return Err(too_large(self.bytes_max, self.what));
+        }
+        self.charge.add(length)
+    }
+
     fn push(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        let length = self.bytes.len() + data.len();
-        if length > self.bytes_max {
-            return Err(too_large(self.bytes_max, "bytes after decompression"));
-        }
-        self.charge.add(data.len())?;
-        if length > self.bytes.capacity() {
-            // Doubling, but never to more than a request may have.
-            let capacity = (2 * self.bytes.capacity()).max(FIRST_BYTES).min(self.bytes_max);
-            self.bytes.reserve_exact(capacity.max(length) - self.bytes.len());
-        }
+        self.allow(data.len(), self.bytes.len() + data.len())?;
+        self.make_room(data.len());
         self.bytes.extend_from_slice(data);
         Ok(())
     }
-}
 
-impl Output {
-    /// Why a decoder stopped: a limit that it met here, or data that it cannot read.
-    fn failed(&mut self, encoding: &str, error: &io::Error) -> Refusal {
-        let damaged = || Refusal::Malformed(format!("the {encoding} data is damaged: {error}"));
-        self.refusal.take().unwrap_or_else(damaged)
+    /// Has a decoder append to the bytes; what it appended is charged. That is no more than there
+    /// were before, or what [`Self::expect`] made room for.
+    fn fill<T>(
+        &mut self,
+        decode: impl FnOnce(&mut Vec<u8>) -> Result<T, Refusal>,
+    ) -> Result<(T, usize), Refusal> {
+        self.make_room(1);
+        let before = self.bytes.len();
+        let decoded = decode(&mut self.bytes)?;
+        let added = self.bytes.len() - before;
+        self.allow(added, self.bytes.len())?;
+        Ok((decoded, added))
     }
-}
-
-impl Write for Output {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.refusal.is_none() {
-            self.refusal = self.push(data).err();
-        }
-        match self.refusal {
-            None => Ok(data.len()),
-            Some(_) => Err(io::ErrorKind::QuotaExceeded.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-enum Decoder {
-    Identity(Output),
-    Gzip(Box<MultiGzDecoder<Output>>),
-    Zstd(Box<ZstdWriter<Output, ZstdDecoder<'static>>>),
 }
 
 /// Collects one request.
 pub(super) struct Collector {
-    decoder: Decoder,
-    /// Bytes that came, as they came.
-    encoded_bytes: usize,
-    bytes_max: usize,
+    encoding: Encoding,
+    encoded: Output,
 }
 
 impl Collector {
-    pub(super) fn new(
-        encoding: Encoding,
-        bytes_max: usize,
-        charge: Charge,
-    ) -> Result<Self, Refusal> {
-        let output = Output { bytes: Vec::new(), bytes_max, charge, refusal: None };
-        let decoder = match encoding {
-            Encoding::Identity => Decoder::Identity(output),
-            Encoding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(output))),
-            Encoding::Zstd => match zstd_decoder() {
-                Ok(zstd) => Decoder::Zstd(Box::new(ZstdWriter::new(output, zstd))),
-                Err(_) => return Err(output.charge.later("no memory to decompress")),
-            },
-        };
-        Ok(Self { decoder, encoded_bytes: 0, bytes_max })
+    pub(super) fn new(encoding: Encoding, bytes_max: usize, charge: Charge) -> Self {
+        let encoded = Output { bytes: Vec::new(), bytes_max, what: "bytes", charge };
+        Self { encoding, encoded }
     }
 
     /// Announces how many bytes will be pushed: checks the limit, and makes room for what one may
     /// believe before it came.
     pub(super) fn expect(&mut self, length: usize) -> Result<(), Refusal> {
-        if length > self.bytes_max {
-            return Err(too_large(self.bytes_max, "bytes"));
+        if length > self.encoded.bytes_max {
+            return Err(too_large(self.encoded.bytes_max, self.encoded.what));
         }
-        if let Decoder::Identity(output) = &mut self.decoder {
-            output.bytes.reserve_exact(length.min(BELIEVED_BYTES_MAX));
-        }
+        self.encoded.expect(length);
         Ok(())
     }
 
     /// Takes the next bytes.
     pub(super) fn push(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        self.encoded_bytes += data.len();
-        if self.encoded_bytes > self.bytes_max {
-            return Err(too_large(self.bytes_max, "bytes"));
-        }
-        match &mut self.decoder {
-            Decoder::Identity(output) => output.push(data),
-            Decoder::Gzip(gzip) => {
-                gzip.write_all(data).map_err(|error| gzip.get_mut().failed("gzip", &error))
-            }
-            Decoder::Zstd(zstd) => {
-                zstd.write_all(data).map_err(|error| zstd.writer_mut().failed("zstd", &error))
-            }
-        }
+        self.encoded.push(data)
     }
 
     /// The whole request; no bytes at all are an empty request in every encoding.
-    pub(super) fn finish(self) -> Result<Received, Refusal> {
-        let empty = self.encoded_bytes == 0;
-        let output = match self.decoder {
-            Decoder::Identity(output) => output,
-            Decoder::Gzip(gzip) if empty => {
-                let charge = gzip.get_ref().charge.nothing();
-                return Ok(Received { bytes: Bytes::new(), charge });
-            }
-            Decoder::Gzip(mut gzip) => {
-                gzip.try_finish().map_err(|error| gzip.get_mut().failed("gzip", &error))?;
-                gzip.finish().map_err(|error| Refusal::Malformed(error.to_string()))?
-            }
-            Decoder::Zstd(mut zstd) => {
-                if !empty {
-                    zstd.finish().map_err(|error| zstd.writer_mut().failed("zstd", &error))?;
-                }
-                zstd.into_inner().0
-            }
+    pub(super) async fn finish(self) -> Result<Received, Refusal> {
+        let Self { encoding, encoded } = self;
+        let decompress = match encoding {
+            _ if encoded.bytes.is_empty() => return Ok(received(encoded)),
+            Encoding::Identity => return Ok(received(encoded)),
+            Encoding::Gzip => gunzip,
+            Encoding::Zstd => unzstd,
         };
-        Ok(Received { bytes: output.bytes.into(), charge: output.charge })
+        if encoded.bytes.len() <= INLINE_MAX {
+            return decompressed(encoded, decompress);
+        }
+        let in_flight = encoded.charge.in_flight();
+        in_flight.aside(move || decompressed(encoded, decompress)).await
     }
 }
 
-fn zstd_decoder() -> io::Result<ZstdDecoder<'static>> {
-    let mut decoder = ZstdDecoder::new()?;
-    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
-    Ok(decoder)
+fn received(output: Output) -> Received {
+    Received { bytes: Bytes::from(output.bytes), charge: output.charge }
+}
+
+fn decompressed(
+    encoded: Output,
+    decompress: fn(&[u8], &mut Output) -> Result<(), Refusal>,
+) -> Result<Received, Refusal> {
+    let Output { bytes: encoded, bytes_max, charge, .. } = encoded;
+    let what = "bytes after decompression";
+    let mut output = Output { bytes: Vec::new(), bytes_max, what, charge };
+    decompress(&encoded, &mut output)?;
+    output.charge.give_back(encoded.len());
+    Ok(received(output))
+}
+
+fn gunzip(encoded: &[u8], output: &mut Output) -> Result<(), Refusal> {
+    match gunzip_at_once(encoded, output)? {
+        true => Ok(()),
+        false => gunzip_in_steps(encoded, output),
+    }
+}
+
+/// Decompresses what clients send, one member that says its length, in half the time. `false`: it
+/// is anything else, and nothing was done.
+fn gunzip_at_once(encoded: &[u8], output: &mut Output) -> Result<bool, Refusal> {
+    let Some(length) = encoded.last_chunk().map(|last| u32::from_le_bytes(*last) as usize) else {
+        return Ok(false);
+    };
+    let is_believed = length <= output.bytes_max.min(encoded.len().saturating_mul(DEFLATE_MAX));
+    // It would stop after the first of several members, without a word.
+    if !is_believed || memmem::find(encoded, GZIP_MEMBER) != memmem::rfind(encoded, GZIP_MEMBER) {
+        return Ok(false);
+    }
+    output.charge.add(length)?;
+    output.bytes.resize(length, 0);
+    let done = Decompressor::new().gzip_decompress(encoded, &mut output.bytes) == Ok(length);
+    if !done {
+        output.charge.give_back(length);
+        output.bytes.clear();
+    }
+    Ok(done)
+}
+
+/// Decompresses any number of members of any length, or tells what is wrong with them.
+fn gunzip_in_steps(encoded: &[u8], output: &mut Output) -> Result<(), Refusal> {
+    let mut decoder = MultiGzDecoder::new(encoded);
+    loop {
+        let step = |target: &mut Vec<u8>| {
+            let room = (target.capacity() - target.len()) as u64;
+            let step = decoder.by_ref().take(room).read_to_end(target);
+            step.map_err(|error| damaged("gzip", &error))
+        };
+        if output.fill(step)?.1 == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// One frame after the other.
+fn unzstd(encoded: &[u8], output: &mut Output) -> Result<(), Refusal> {
+    let decoder = ZstdDecoder::new().and_then(|mut decoder| {
+        decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+        Ok(decoder)
+    });
+    let Ok(mut decoder) = decoder else {
+        return Err(output.charge.later("no memory to decompress"));
+    };
+    output.expect(encoded.len().saturating_mul(EXPANSION).max(FIRST_BYTES));
+    let mut input = InBuffer::around(encoded);
+    loop {
+        let read = input.pos();
+        let step = |target: &mut Vec<u8>| {
+            let length = target.len();
+            let step = decoder.run(&mut input, &mut OutBuffer::around_pos(target, length));
+            step.map_err(|error| damaged("zstd", &error))
+        };
+        // Zero between two frames.
+        let (missing, added) = output.fill(step)?;
+        if input.pos() == encoded.len() && missing == 0 {
+            return Ok(());
+        }
+        if added == 0 && input.pos() == read {
+            return Err(damaged("zstd", &io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+fn damaged(encoding: &str, error: &io::Error) -> Refusal {
+    Refusal::Malformed(format!("the {encoding} data is damaged: {error}"))
 }
 
 fn too_large(bytes_max: usize, what: &str) -> Refusal {
@@ -196,21 +259,31 @@ fn too_large(bytes_max: usize, what: &str) -> Refusal {
 mod tests {
     use super::super::intake::InFlight;
     use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use futures_util::FutureExt;
     use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{RngCore, SeedableRng};
+    use std::io::Write;
 
     const LIMIT: usize = 1 << 20;
     const ENCODINGS: [Encoding; 3] = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd];
 
     fn collector(encoding: Encoding) -> Collector {
-        Collector::new(encoding, LIMIT, InFlight::new(2 * LIMIT).charge()).unwrap()
+        Collector::new(encoding, LIMIT, InFlight::new(2 * LIMIT).charge())
+    }
+
+    /// The end of a request that is decompressed on the spot.
+    fn finish(collector: Collector) -> Result<Received, Refusal> {
+        collector.finish().now_or_never().expect("nothing is waited for")
     }
 
     fn encode(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
         match encoding {
             Encoding::Identity => bytes.to_vec(),
             Encoding::Gzip => {
-                let level = flate2::Compression::fast();
-                let mut gzip = flate2::write::GzEncoder::new(Vec::new(), level);
+                let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
                 gzip.write_all(bytes).unwrap();
                 gzip.finish().unwrap()
             }
@@ -222,16 +295,11 @@ mod tests {
     fn bomb_stops_at_the_limit_with_flat_memory() {
         let bomb = vec![0; 8 * LIMIT];
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
-            let mut collector = collector(encoding);
-            let encoded = encode(encoding, &bomb);
-            let refused = encoded.chunks(1000).find_map(|piece| collector.push(piece).err());
-            assert!(matches!(refused, Some(Refusal::TooLarge(_))), "{encoding:?}");
-            let output = match &collector.decoder {
-                Decoder::Identity(output) => output,
-                Decoder::Gzip(gzip) => gzip.get_ref(),
-                Decoder::Zstd(zstd) => zstd.writer(),
-            };
-            assert!(output.bytes.capacity() <= LIMIT, "{}", output.bytes.capacity());
+            let mut output = collector(Encoding::Identity).encoded;
+            let decompress = if encoding == Encoding::Gzip { gunzip } else { unzstd };
+            let refused = decompress(&encode(encoding, &bomb), &mut output);
+            assert!(matches!(refused, Err(Refusal::TooLarge(_))), "{encoding:?}");
+            assert!(output.bytes.capacity() <= LIMIT + 1, "{}", output.bytes.capacity());
         }
     }
 
@@ -241,17 +309,59 @@ mod tests {
             let mut collector = collector(encoding);
             collector.push(&encode(encoding, b"one ")).unwrap();
             collector.push(&encode(encoding, b"two")).unwrap();
-            assert_eq!(collector.finish().unwrap().bytes, "one two");
+            assert_eq!(finish(collector).unwrap().bytes, "one two");
+        }
+    }
+
+    #[test]
+    fn bytes_that_look_like_another_member_are_bytes() {
+        let bytes = GZIP_MEMBER.repeat(100);
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::none());
+        gzip.write_all(&bytes).unwrap();
+        let mut collector = collector(Encoding::Gzip);
+        collector.push(&gzip.finish().unwrap()).unwrap();
+        assert_eq!(finish(collector).unwrap().bytes, bytes);
+    }
+
+    #[test]
+    fn compressed_request_is_charged_as_it_came_until_it_is_complete() {
+        let bytes = b"span".repeat(10_000);
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let encoded = encode(encoding, &bytes);
+            let in_flight = InFlight::new(LIMIT);
+            let mut collector = Collector::new(encoding, LIMIT, in_flight.charge());
+            let (first, last) = encoded.split_at(encoded.len() - 1);
+            collector.push(first).unwrap();
+            assert_eq!(in_flight.bytes(), first.len());
+            collector.push(last).unwrap();
+            let received = finish(collector).unwrap();
+            assert_eq!(in_flight.bytes(), bytes.len());
+            drop(received);
+            assert_eq!(in_flight.bytes(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn large_request_is_decompressed_aside() {
+        let mut bytes = vec![0; 2 * INLINE_MAX];
+        StdRng::seed_from_u64(1).fill_bytes(&mut bytes);
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let mut collector = collector(encoding);
+            collector.push(&encode(encoding, &bytes)).unwrap();
+            let mut finished = Box::pin(collector.finish());
+            assert!((&mut finished).now_or_never().is_none(), "another thread does it");
+            assert_eq!(finished.await.unwrap().bytes, bytes);
         }
     }
 
     #[test]
     fn announced_length_is_not_believed_beyond_a_bound() {
-        let mut collector =
-            Collector::new(Encoding::Identity, usize::MAX, InFlight::new(LIMIT).charge()).unwrap();
-        collector.expect(usize::MAX).unwrap();
-        let Decoder::Identity(output) = &collector.decoder else { panic!("not compressed") };
-        assert!(output.bytes.capacity() <= BELIEVED_BYTES_MAX);
+        for encoding in ENCODINGS {
+            let charge = InFlight::new(LIMIT).charge();
+            let mut collector = Collector::new(encoding, usize::MAX, charge);
+            collector.expect(usize::MAX).unwrap();
+            assert!(collector.encoded.bytes.capacity() <= BELIEVED_BYTES_MAX);
+        }
     }
 
     proptest! {
@@ -265,12 +375,11 @@ mod tests {
             let bytes = bytes.repeat(repeated);
             for encoding in ENCODINGS {
                 let in_flight = InFlight::new(LIMIT);
-                let mut collector =
-                    Collector::new(encoding, LIMIT, in_flight.charge()).unwrap();
+                let mut collector = Collector::new(encoding, LIMIT, in_flight.charge());
                 for data in encode(encoding, &bytes).chunks(piece) {
                     collector.push(data).unwrap();
                 }
-                let received = collector.finish().unwrap();
+                let received = finish(collector).unwrap();
                 prop_assert_eq!(&received.bytes, &bytes);
                 prop_assert_eq!(in_flight.bytes(), bytes.len());
                 drop(received);
@@ -289,14 +398,14 @@ mod tests {
                 let mut encoded = encode(encoding, &bytes);
                 encoded.truncate(cut.index(encoded.len()));
                 let mut short = collector(encoding);
-                let taken = short.push(&encoded).and_then(|()| short.finish());
+                let taken = short.push(&encoded).and_then(|()| finish(short));
                 prop_assert!(taken.is_err() || encoded.is_empty());
 
                 let mut encoded = encode(encoding, &bytes);
                 let at = at.index(encoded.len());
                 encoded[at] ^= flip;
                 let mut odd = collector(encoding);
-                let _ = odd.push(&encoded).and_then(|()| odd.finish());
+                let _ = odd.push(&encoded).and_then(|()| finish(odd));
             }
         }
     }

@@ -202,7 +202,7 @@ where
         }
     };
     let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-    let mut collector = intake.collector(compressed, charge)?;
+    let mut collector = intake.collector(compressed, charge);
     collector.expect(length)?;
     let mut missing = length;
     loop {
@@ -219,7 +219,7 @@ where
         let text = format!("{missing} of the {length} bytes of the message are missing");
         return Err(Refusal::Malformed(text));
     }
-    collector.finish()
+    collector.finish().await
 }
 
 fn accepted_response(accepted: &Accepted) -> Response<Body> {

@@ -197,14 +197,14 @@ where
     E: Export,
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut collector = intake.collector(encoding, charge)?;
+    let mut collector = intake.collector(encoding, charge);
     if let Some(length) = body.size_hint().exact() {
         collector.expect(usize::try_from(length).unwrap_or(usize::MAX))?;
     }
     while let Some(data) = intake.next(body).await? {
         collector.push(&data)?;
     }
-    collector.finish()
+    collector.finish().await
 }
 
 /// The same request as protobuf, charged besides its JSON.
@@ -215,11 +215,7 @@ async fn from_json(json: Received) -> Result<Received, Refusal> {
     if json.bytes.len() <= JSON_INLINE_MAX {
         return convert(json);
     }
-    // A thread that serves others must not be held up for as long as that takes.
-    match tokio::task::spawn_blocking(|| convert(json)).await {
-        Ok(converted) => converted,
-        Err(_) => Err(Refusal::Malformed("the request made the node fail".into())),
-    }
+    json.charge.in_flight().aside(|| convert(json)).await
 }
 
 fn convert(json: Received) -> Result<Received, Refusal> {

@@ -4,7 +4,8 @@
 //! [`InFlight`] as they arrive or grow by decompression, until it is answered or its client is
 //! gone. A request that makes the code behind [`Export`] panic costs that request only: it is
 //! refused for good, because the next node would fare no better. A request has [`READ_MAX`] to
-//! arrive, and from its last byte on the node has the time of [`super::Settings`] to answer.
+//! arrive, and from its last byte on the node has the time of [`super::Settings`] to answer. What
+//! takes too long for a thread that serves others is done aside, [`ASIDE_MAX`] at once.
 
 use super::collect::{Collector, Encoding};
 use super::tokens::Tokens;
@@ -20,7 +21,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 /// How long the bytes of one request may take to arrive. Clients give up after 5 s to 10 s.
@@ -28,7 +30,11 @@ pub(super) const READ_MAX: Duration = Duration::from_secs(20);
 /// Clients are asked to wait one of 1, 2, … so many seconds, in turn, so that they do not all come
 /// back at once.
 const RETRY_SECONDS_MAX: u32 = 10;
+/// Large requests that are decompressed or converted at once, each in some tenths of a second: more
+/// would want more processors than a node leaves idle, and a window of 16 MiB each.
+pub(super) const ASIDE_MAX: usize = 4;
 const IN_FLIGHT_FULL: &str = "too many bytes of requests wait to be acknowledged";
+const PANICKED: &str = "the request made the node fail";
 
 /// The bytes of requests that are being read or are not answered yet.
 #[derive(Debug)]
@@ -36,12 +42,15 @@ pub struct InFlight {
     bytes: AtomicUsize,
     bytes_max: usize,
     turn: AtomicU32,
+    /// Permits of what is done aside.
+    aside: Arc<Semaphore>,
 }
 
 impl InFlight {
     /// None yet, and at most `bytes_max`.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { bytes: AtomicUsize::new(0), bytes_max, turn: AtomicU32::new(0) })
+        let (bytes, turn) = Default::default();
+        Arc::new(Self { bytes, bytes_max, turn, aside: Arc::new(Semaphore::new(ASIDE_MAX)) })
     }
 
     /// Bytes now.
@@ -52,6 +61,20 @@ impl InFlight {
     /// A charge of nothing yet.
     pub(super) fn charge(self: &Arc<Self>) -> Charge {
         Charge { in_flight: self.clone(), bytes: 0 }
+    }
+
+    /// Does on another thread what would hold up one that serves others.
+    pub(super) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let permit = Arc::clone(&self.aside).acquire_owned().await;
+        let done = spawn_blocking(move || {
+            // Until the work is done, even when its client is gone.
+            let _permit = permit;
+            work()
+        });
+        done.await.unwrap_or_else(|_| Err(Refusal::Malformed(PANICKED.into())))
     }
 
     /// Asks a client to come back, each after another time.
@@ -69,10 +92,12 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Adds bytes, or refuses and leaves the charge as it was.
+    /// Adds bytes, or refuses and leaves the charge as it was. A request that is alone is let in
+    /// whatever its forms take together, since it would never find more room.
     pub(super) fn add(&mut self, bytes: usize) -> Result<(), Refusal> {
         let before = self.in_flight.bytes.fetch_add(bytes, Relaxed);
-        if before.saturating_add(bytes) > self.in_flight.bytes_max {
+        let is_alone = before == self.bytes;
+        if before.saturating_add(bytes) > self.in_flight.bytes_max && !is_alone {
             self.in_flight.bytes.fetch_sub(bytes, Relaxed);
             return Err(self.later(IN_FLIGHT_FULL));
         }
@@ -80,9 +105,15 @@ impl Charge {
         Ok(())
     }
 
-    /// Another charge, of nothing yet.
-    pub(super) fn nothing(&self) -> Self {
-        self.in_flight.charge()
+    /// Takes off bytes that were added.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        self.in_flight.bytes.fetch_sub(bytes, Relaxed);
+        self.bytes -= bytes;
+    }
+
+    /// What it adds to.
+    pub(super) fn in_flight(&self) -> Arc<InFlight> {
+        Arc::clone(&self.in_flight)
     }
 
     /// Asks the client to come back.
@@ -134,11 +165,7 @@ impl<E: Export> Intake<E> {
     }
 
     /// Collects the bytes of a request that was let in.
-    pub(super) fn collector(
-        &self,
-        encoding: Encoding,
-        charge: Charge,
-    ) -> Result<Collector, Refusal> {
+    pub(super) fn collector(&self, encoding: Encoding, charge: Charge) -> Collector {
         Collector::new(encoding, self.request_bytes_max, charge)
     }
 
@@ -197,7 +224,7 @@ impl<E: Export> Intake<E> {
             Ok(Err(refusal)) => Err(refusal),
             Err(_) => {
                 tracing::error!(reason = %Reason::Syntax, "a request made this node panic");
-                Err(Refusal::Malformed("the request made the node fail".into()))
+                Err(Refusal::Malformed(PANICKED.into()))
             }
         }
     }

@@ -18,20 +18,34 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracemesh_tests::grpc::{Answer, Client, Server};
 use tracemesh_tests::host::Host;
 use tracemesh_tests::node::{Node, Settings};
-use tracemesh_tests::wait::{wait_until, wait_within};
+use tracemesh_tests::wait::{last, wait_until, wait_within};
 
 /// The smallest budget that a node may have.
 const MEMORY_BYTES: usize = 16 << 20;
-/// Bytes of a span's name: some thousand spans fill the budget.
-const NAME_BYTES: usize = 4000;
+/// Bytes of a span's name: some thousand spans fill the smallest budget.
+const NAME_BYTES: u64 = 4000;
+/// Names are of so many lengths, so that an allocator rounds up neither all of them nor none.
+const NAME_LENGTHS: u64 = 1000;
 /// Spans of a request here, each a trace of its own.
 const SPANS_OF_A_REQUEST: u64 = 50;
 /// An attempt waits longer and longer before it is made again; this is far longer than that.
 const SINK_IS_FOUND_AGAIN: Duration = Duration::from_secs(180);
+/// Clients that come back together, each with a connection of its own.
+const STORM_CLIENTS: u64 = 200;
+/// For how long all of them are put off.
+const STORM: Duration = Duration::from_secs(60);
+/// The budget of a node that they come back to: large beside what a program takes in any case.
+const STORM_MEMORY_BYTES: u64 = 256 << 20;
+/// A client of a storm first waits about so long, then half as long again each time, up to a most.
+const BACK_OFF: Duration = Duration::from_secs(1);
+const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// When a collector gives up, and drops what it could not send.
+const COLLECTOR_GIVES_UP: Duration = Duration::from_secs(300);
 
 /// A sink that refuses everything until it is opened, and then keeps what it gets.
 struct Sink {
@@ -72,6 +86,12 @@ fn settings(host: &Host, sink: &Sink) -> Settings {
         .with("sinks", json!([{ "otlp": { "endpoint": sink.server.url() } }]))
 }
 
+/// An encoded request, and the traces in it.
+struct Request {
+    bytes: Vec<u8>,
+    trace_ids: Vec<Vec<u8>>,
+}
+
 /// Requests that are all different, and the traces of those that were acknowledged.
 struct Load {
     spans_of_a_request: u64,
@@ -91,60 +111,63 @@ impl Load {
         self.acknowledged.lock().expect("nothing panics while it keeps ids").clone()
     }
 
-    /// A request and the ids in it.
-    fn request(&self) -> (Vec<u8>, Vec<Vec<u8>>) {
+    fn request(&self) -> Request {
         let first = self.next.fetch_add(self.spans_of_a_request, Relaxed);
-        let ids: Vec<_> = (first..first + self.spans_of_a_request)
-            .map(|number| trace_id(number).to_vec())
-            .collect();
-        let spans = ids.iter().map(|id| {
-            let name = "n".repeat(NAME_BYTES);
+        let numbers = first..first + self.spans_of_a_request;
+        let trace_ids: Vec<_> = numbers.clone().map(|number| trace_id(number).to_vec()).collect();
+        let spans = numbers.zip(&trace_ids).map(|(number, id)| {
+            let name = "n".repeat((NAME_BYTES - number % NAME_LENGTHS) as usize);
             opentelemetry_proto::tonic::trace::v1::Span { name, ..span(id, 0) }
         });
-        (encoded(spans.collect()), ids)
+        Request { bytes: encoded(spans.collect()), trace_ids }
     }
 
-    fn acknowledge(&self, ids: Vec<Vec<u8>>) {
-        self.acknowledged.lock().expect("nothing panics while it keeps ids").extend(ids);
+    fn acknowledge(&self, request: &Request) {
+        let mut acknowledged = self.acknowledged.lock().expect("nothing panics while it keeps ids");
+        acknowledged.extend(request.trace_ids.iter().cloned());
     }
 
-    /// Sends a request by gRPC; whether it was acknowledged, or put off as it should be.
-    fn by_grpc(&self, client: &mut Client) -> bool {
-        let (request, ids) = self.request();
-        match client.export(request) {
-            Ok(_) => {
-                self.acknowledge(ids);
-                true
-            }
+    /// Sends a request by gRPC: it is acknowledged, or put off as it should be, for so long.
+    fn send_by_grpc(&self, client: &mut Client, request: &Request) -> Result<(), Duration> {
+        match client.export(request.bytes.clone()) {
+            Ok(_) => self.acknowledge(request),
             Err(status) => {
                 assert_eq!(status.code(), Code::Unavailable, "{status}");
-                assert!((1..=10).contains(&retry_seconds(status.details())), "{status:?}");
-                false
+                let seconds = retry_seconds(status.details());
+                assert!((1..=10).contains(&seconds), "{status:?}");
+                return Err(Duration::from_secs(seconds));
             }
         }
+        Ok(())
     }
 
     /// The same by HTTP.
-    fn by_http(&self, node: &Node) -> bool {
-        let (request, ids) = self.request();
-        let answer = node.post(PROTOBUF, &request);
+    fn send_by_http(&self, node: &Node, request: &Request) -> Result<(), Duration> {
+        let answer = node.post(PROTOBUF, &request.bytes);
         match answer.status {
-            200 => {
-                self.acknowledge(ids);
-                true
-            }
+            200 => self.acknowledge(request),
             status => {
                 assert_eq!(status, 503, "{}", answer.text());
-                let seconds: i64 = answer.header("retry-after").parse().expect("a number");
+                let seconds = answer.header("retry-after").parse().expect("a number");
                 assert!((1..=10).contains(&seconds), "{seconds}");
-                false
+                return Err(Duration::from_secs(seconds));
             }
         }
+        Ok(())
+    }
+
+    /// Whether a new request is acknowledged.
+    fn by_grpc(&self, client: &mut Client) -> bool {
+        self.send_by_grpc(client, &self.request()).is_ok()
+    }
+
+    fn by_http(&self, node: &Node) -> bool {
+        self.send_by_http(node, &self.request()).is_ok()
     }
 }
 
 /// The seconds of `RetryInfo` in an encoded `google.rpc.Status`.
-fn retry_seconds(status: &[u8]) -> i64 {
+fn retry_seconds(status: &[u8]) -> u64 {
     #[derive(Clone, PartialEq, Message)]
     struct Detail {
         #[prost(string, tag = "1")]
@@ -171,13 +194,15 @@ fn retry_seconds(status: &[u8]) -> i64 {
     let detail = status.details.first().expect("there is a detail");
     assert!(detail.kind.ends_with("google.rpc.RetryInfo"), "{}", detail.kind);
     let info = RetryInfo::decode(&detail.value[..]).expect("it is what it says");
-    info.delay.expect("there is a delay").seconds
+    let seconds = info.delay.expect("there is a delay").seconds;
+    seconds.try_into().expect("nobody can wait for less than nothing")
 }
 
 fn assert_within_budget(node: &Node) {
     let metrics = node.metrics();
     let bytes = metrics.sum("tracemesh_memory_bytes", &[]);
-    assert!(bytes <= MEMORY_BYTES as f64, "{bytes} bytes of {MEMORY_BYTES}");
+    let budget = metrics.sum("tracemesh_memory_budget_bytes", &[]);
+    assert!(bytes <= budget, "{bytes} bytes of {budget}");
 }
 
 #[test]
@@ -222,6 +247,72 @@ fn full_node_puts_clients_off_and_loses_nothing_of_what_it_acknowledged() {
     assert!(acknowledged.len() > 1000, "the budget held {}", acknowledged.len());
     let all = || (sink.missing(&acknowledged) == 0).then_some(());
     wait_within(SINK_IS_FOUND_AGAIN, "all that was acknowledged to come out", all);
+}
+
+/// A client of a storm: it sends each request until it is acknowledged, as a collector does, and
+/// has enough when one that it sent to a node with a sink was. `refused_twice` counts the clients
+/// that were put off so often. Whether it was served before a collector would have given up.
+fn insist(load: &Load, node: &Node, sink: &Sink, number: u64, refused_twice: &AtomicU64) -> bool {
+    let begun = Instant::now();
+    let mut client = number.is_multiple_of(2).then(|| Client::new(node.grpc_url()));
+    let mut request = load.request();
+    let mut back_off = BACK_OFF;
+    let mut refusals = 0;
+    while begun.elapsed() < COLLECTOR_GIVES_UP {
+        let has_sink = sink.is_open.load(Relaxed);
+        let sent = match &mut client {
+            Some(client) => load.send_by_grpc(client, &request),
+            None => load.send_by_http(node, &request),
+        };
+        match sent {
+            Ok(()) if has_sink => return true,
+            Ok(()) => request = load.request(),
+            Err(asked) => {
+                refusals += 1;
+                refused_twice.fetch_add(u64::from(refusals == 2), Relaxed);
+                // Between a half and three halves of it, and never less than was asked for.
+                let percent = 50 + (number * 37 + refusals * 61) % 101;
+                thread::park_timeout(asked.max(back_off * percent as u32 / 100));
+                back_off = (back_off * 3 / 2).min(BACK_OFF_MAX);
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn clients_that_were_refused_for_a_minute_are_all_served_once_the_sink_is_back() {
+    let host = host();
+    let sink = Sink::start();
+    let memory = json!(format!("{STORM_MEMORY_BYTES}B"));
+    let mut node = settings(&host, &sink).with("node.memory", memory).start();
+    let load = Load { spans_of_a_request: 10, ..Load::default() };
+    let mut first = Client::new(node.grpc_url());
+    assert!(load.by_grpc(&mut first) && load.by_http(&node), "there is room at first");
+    let before = node.program().resident_bytes_max();
+    let most = STORM_MEMORY_BYTES / NAME_BYTES;
+    assert!((0..most).any(|_| !load.by_grpc(&mut first)), "the budget is used up at some time");
+
+    let refused_twice = AtomicU64::new(0);
+    let served = thread::scope(|scope| {
+        let (load, node, sink, refused_twice) = (&load, &node, &sink, &refused_twice);
+        let client = |number| move || insist(load, node, sink, number, refused_twice);
+        let clients: Vec<_> = (0..STORM_CLIENTS).map(|n| scope.spawn(client(n))).collect();
+        last(STORM);
+        wait_until("all to be refused", || refused_twice.load(Relaxed) == STORM_CLIENTS);
+        assert_within_budget(node);
+        sink.is_open.store(true, Relaxed);
+        let ends = clients.into_iter().map(|client| client.join().expect("no client panics"));
+        ends.filter(|served| *served).count()
+    });
+    assert_eq!(served as u64, STORM_CLIENTS, "a collector would have dropped the others' spans");
+    let acknowledged = load.acknowledged();
+    let all = || (sink.missing(&acknowledged) == 0).then_some(());
+    wait_within(SINK_IS_FOUND_AGAIN, "all that was acknowledged to come out", all);
+    assert_within_budget(&node);
+    let grown = node.program().resident_bytes_max() - before;
+    let most = STORM_MEMORY_BYTES / 4 * 5;
+    assert!(grown <= most, "it grew by {grown} bytes, more than {most}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What clients of both protocols are told.
 
 use super::*;
+use crate::ingest::intake::ASIDE_MAX;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 #[tokio::test]
 async fn empty_requests_succeed() {
@@ -198,6 +200,47 @@ async fn bytes_in_flight_are_bounded_over_both_protocols() {
     assert_eq!(expanded.grpc_code(), Code::Unavailable);
     assert_eq!(server.in_flight.bytes(), 0);
     assert_eq!(server.post(&[PROTOBUF], vec![2; 600]).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn request_that_is_alone_is_let_in_whatever_its_forms_take_together() {
+    let settings = Settings { request_bytes_max: 1000, in_flight_max: 1000, ..settings() };
+    let server = Server::with(settings).await;
+    // Bytes that do not compress, and JSON that is not much longer than its protobuf.
+    let body = frame(1, &gzip(&message()[90_000..90_900]));
+    assert!(body.len() > 500);
+    assert_eq!(server.export(&[("grpc-encoding", "gzip")], body).await.grpc_code(), Code::Ok);
+    let name = "n".repeat(800);
+    let json = json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": [{ "name": name }]}]}]});
+    assert_eq!(server.post(&[JSON], json.to_string()).await.status, StatusCode::OK);
+    assert_eq!(server.in_flight.bytes(), 0);
+}
+
+#[tokio::test]
+async fn few_large_requests_are_worked_on_at_once() {
+    let in_flight = InFlight::new(LIMIT);
+    let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let counts = Arc::new((running, most));
+    let (go, going) = std::sync::mpsc::channel();
+    let going = Arc::new(Mutex::new(going));
+    let work = || {
+        let (counts, going) = (Arc::clone(&counts), Arc::clone(&going));
+        in_flight.aside(move || {
+            let running = counts.0.fetch_add(1, Relaxed) + 1;
+            counts.1.fetch_max(running, Relaxed);
+            going.lock().unwrap().recv().unwrap();
+            counts.0.fetch_sub(1, Relaxed);
+            Ok(())
+        })
+    };
+    let all = futures_util::future::join_all((0..3 * ASIDE_MAX).map(|_| work()));
+    let release = async {
+        wait_until(|| counts.0.load(Relaxed) >= ASIDE_MAX).await;
+        (0..3 * ASIDE_MAX).for_each(|_| go.send(()).unwrap());
+    };
+    let (done, ()) = tokio::join!(all, release);
+    assert!(done.iter().all(Result::is_ok));
+    assert_eq!(counts.1.load(Relaxed), ASIDE_MAX);
 }
 
 #[tokio::test]
