@@ -19,7 +19,7 @@ const BEFORE: u64 = DETECT_MAX;
 const LATE_MAX: u64 = 1_000;
 
 /// A node counts whole milliseconds from its own start.
-const EARLY_MAX: u64 = 10;
+pub(super) const EARLY_MAX: u64 = 10;
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     for trace in &model.traces {
