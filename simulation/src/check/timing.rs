@@ -84,10 +84,7 @@ fn late(model: &Model<'_>, trace: &OneTrace, at: Millis) -> Option<Millis> {
     let is_uncalm = !model.views.changes_within(from, until).is_empty();
     let allowed = due + LATE_MAX + if is_uncalm { SETTLE_MAX } else { 0 };
     let until = Millis(allowed);
-    let delays = |fault: &Fault| {
-        let is_slow = !matches!(fault, Fault::Sink { .. } | Fault::DiskFull { .. });
-        is_slow && !matches!(fault, Fault::ClockSkew { .. })
-    };
+    let delays = |fault: &Fault| matches!(fault, Fault::Slow { .. } | Fault::Links { .. });
     let is_delayed = model.faults.lossy(from, until)
         || model.faults.within(from, until).any(|stretch| delays(stretch.fault))
         || model.lives.ends(from, until).any(|(_, _, end)| !end.is_orderly())
