@@ -25,6 +25,10 @@ const FAILURES_APART_MS: u64 = 40_000;
 /// What was held by a node that crashed has surely been copied after so long.
 const COPIED_MS: u64 = 25_000;
 
+/// Time in which a node becomes a member again, and after which one that is cut off is not yet taken
+/// for dead.
+const UNNOTICED_MS: u64 = 1_400;
+
 /// The plan of a seed, with so much time in which anything may fail.
 pub fn plan(seed: u64, safety: Millis) -> Plan {
     let mut drawing = Drawing { dice: Dice::new(seed, "plan"), safety, nodes: 0, spare: 0 };
@@ -72,6 +76,8 @@ impl Drawing {
             self.use_up_memory(&mut faults);
         } else if one_at_a_time && self.dice.chance(0.3) {
             self.hold_long(&mut faults, &cluster);
+        } else if one_at_a_time && self.dice.chance(0.3) {
+            self.restart_one_by_one(&mut faults);
         }
         faults.sort_by_key(|timed| timed.at_ms);
         Plan {
@@ -296,17 +302,49 @@ impl Drawing {
         faults.retain(|timed| timed.at_ms.0 <= QUIET_MS || timed.at_ms.0 > for_ms);
         let fault = Fault::Sink { node: None, for_ms: Millis(for_ms), mood: Mood::Dead };
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
-        let mut at_ms = Millis(QUIET_MS + 3_000);
-        for node in self.some_nodes(if stops { self.nodes } else { 2 }) {
+        let apart_ms = if stops { 0 } else { COPIED_MS };
+        let nodes = self.some_nodes(if stops { self.nodes } else { 2 });
+        let at_once = !stops && self.dice.chance(0.5);
+        if at_once {
+            // The other holder hears of it when it is a member again, as if it had never gone.
+            let (side, for_ms) = (vec![nodes[1]], Millis(UNNOTICED_MS));
+            let (cut, flapping_ms) = (Cut::Both, Millis(0));
+            let fault = Fault::Partition { side, for_ms, cut, flapping_ms };
+            faults.push(Timed { at_ms: Millis(QUIET_MS + 3_000).min(self.safety), fault });
+        }
+        for (turn, node) in (0_u64..).zip(nodes) {
             let data = if self.dice.chance(0.1) { Data::Lost } else { Data::Kept };
-            // Who is back early is given what it had, and is no loss.
-            let wait = if stops { 0 } else { COPIED_MS };
-            let after_ms = Millis(wait + self.dice.within(500..5_000));
+            let after = match turn {
+                _ if stops => 500..5_000,
+                0 if at_once => 0..100,
+                // Who is back earlier is given it as any newcomer, and is no loss.
+                _ => COPIED_MS + 500..COPIED_MS + 5_000,
+            };
+            let after_ms = Millis(self.dice.within(after));
             let restart = Some(Restart { after_ms, generation: Generation::New, data });
             let crash = Fault::Crash { node, restart };
             let fault = if stops { Fault::Drain { node, restart } } else { crash };
-            faults.push(Timed { at_ms: at_ms.min(self.safety), fault });
-            at_ms.0 += if stops { 0 } else { COPIED_MS };
+            let at_ms = Millis(QUIET_MS + 3_000 + turn * apart_ms).min(self.safety);
+            faults.push(Timed { at_ms, fault });
+        }
+    }
+
+    /// Slots move many times while a trace is open, and while attempts are under way, only where
+    /// nodes restart one by one and sinks answer late.
+    fn restart_one_by_one(&mut self, faults: &mut Vec<Timed>) {
+        let apart_ms = self.dice.within(6_000..9_000);
+        let for_ms = Millis(apart_ms * (self.nodes as u64 + 1));
+        // What else fails is an excuse.
+        let end_ms = QUIET_MS + for_ms.0;
+        faults.retain(|timed| timed.at_ms.0 <= QUIET_MS || timed.at_ms.0 > end_ms);
+        let mood = Mood::Slow { for_ms: Millis(self.dice.within(1_000..4_000)) };
+        let fault = Fault::Sink { node: None, for_ms, mood };
+        faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
+        for (turn, node) in (0_u64..).zip(self.some_nodes(self.nodes)) {
+            let at_ms = Millis(QUIET_MS + 3_000 + turn * apart_ms).min(self.safety);
+            let (after_ms, generation) = (Millis(self.dice.within(500..3_000)), Generation::New);
+            let restart = Some(Restart { after_ms, generation, data: Data::Kept });
+            faults.push(Timed { at_ms, fault: Fault::Drain { node, restart } });
         }
     }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// PROTOCOL's `ATTEMPT_MAX`, and a turn: an export is reported at its end, and who began it may be
 /// no owner any more.
-const ATTEMPT_MAX: u64 = 5_000 + 1_000;
+pub(super) const ATTEMPT_MAX: u64 = 5_000 + 1_000;
 
 /// Traces of at least so many spans are due at once, so that no time can be told: half the default
 /// of `traces.spans_max`.
@@ -212,9 +212,7 @@ fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
     if views.any(owns) {
         return;
     }
-    let Ok(trace) = model.traces.binary_search_by_key(&export.trace, |trace| trace.number) else {
-        return;
-    };
+    let Some(trace) = model.trace(export.trace) else { return };
     let view = model.views.text(model.views.at(export.node, export.at));
     let text = format!(
         "was exported at {} by node-{}, which is no owner of slot {} in its view {view}",
@@ -223,7 +221,7 @@ fn owner(model: &Model<'_>, export: &OneExport, verdict: &mut Verdict) {
         slot.0
     );
     let about = (export.at, vec![export.node], text);
-    add(model, verdict, &model.traces[trace], Invariant::OwnerExports, about);
+    add(model, verdict, trace, Invariant::OwnerExports, about);
 }
 
 /// No plan samples anything out yet.

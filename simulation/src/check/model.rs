@@ -225,6 +225,12 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// A trace by its number; none if no client ever offered it.
+    pub(super) fn trace(&self, number: u32) -> Option<&OneTrace> {
+        let index = self.traces.binary_search_by_key(&number, |trace| trace.number).ok()?;
+        Some(&self.traces[index])
+    }
+
     /// The spans of a trace.
     pub(super) fn spans_of(&self, trace: &OneTrace) -> &[OneSpan] {
         &self.spans[trace.spans.clone()]

@@ -910,6 +910,20 @@ fn partition_licenses_two_exporters_of_its_slots_only() {
 }
 
 #[test]
+fn partition_licenses_nothing_that_came_out_before_and_long_after_it() {
+    for (second, is_licensed) in [(15_000, true), (30_000, false)] {
+        let mut told = Told::calm();
+        twice(&mut told, 2_100, SinkSaid::Acknowledged, (second, 2));
+        told.view(12_000, 2, &[0, 2, 3, 4]);
+        told.view(13_000, 2, &[0, 1, 2, 3, 4]);
+        let verdict = told.judge();
+        let licences = verdict.licensed.get(&Licence::LiveNodeDropped);
+        assert_eq!(licences, is_licensed.then_some(&1), "{:#?}", verdict.findings);
+        assert_eq!(verdict.violated.contains_key(&Invariant::NoSpanTwice), !is_licensed);
+    }
+}
+
+#[test]
 fn exporter_that_stood_still_until_it_was_dropped_licenses_another() {
     let mut told = Told::calm();
     twice(&mut told, 2_100, SinkSaid::Acknowledged, (5_000, 2));
@@ -939,15 +953,32 @@ fn crash_in_an_unsettled_view_change_licenses_another() {
 }
 
 #[test]
-fn different_views_for_long_enough_license_another() {
-    for (differ_since, is_licensed) in [(1_100, true), (8_000, false)] {
+fn different_views_for_as_long_as_a_trace_is_due_license_another() {
+    let due = 1_000 + ROOT_DELAY;
+    let cases = [(1_100, due + 10_100, true), (8_000, due + 10_100, false), (1_100, 11_500, false)];
+    for (differ_since, first, is_licensed) in cases {
         let mut told = Told::calm();
         let other = [(0, 1, 0), (1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 1, 1)];
         told.view_of(differ_since, 2, &other);
-        let first = 11_500;
         twice(&mut told, first, SinkSaid::Acknowledged, (first + 900, 2));
         (0..NODES).for_each(|node| told.view_of(20_000, node, &other));
         let verdict = told.judge();
+        let licences = verdict.licensed.get(&Licence::SettleMaxRanOut);
+        assert_eq!(licences, is_licensed.then_some(&1), "{:#?}", verdict.findings);
+        assert_eq!(verdict.violated.contains_key(&Invariant::NoSpanTwice), !is_licensed);
+    }
+}
+
+#[test]
+fn who_decides_uncalm_licenses_another_of_what_was_due_for_long_enough() {
+    for (second, is_licensed) in [(11_900, false), (12_000, true)] {
+        let mut told = Told::calm();
+        twice(&mut told, 2_100, SinkSaid::Acknowledged, (second, 1));
+        let mut history = told.end();
+        let counters = &mut history.last_looks.get_mut(&1).unwrap().counters;
+        let name = "spans_exported_again_possible_total{cause=\"uncalm\"}";
+        counters.insert(name.to_owned(), 3);
+        let verdict = check(&history);
         let licences = verdict.licensed.get(&Licence::SettleMaxRanOut);
         assert_eq!(licences, is_licensed.then_some(&1), "{:#?}", verdict.findings);
         assert_eq!(verdict.violated.contains_key(&Invariant::NoSpanTwice), !is_licensed);

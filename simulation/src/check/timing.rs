@@ -19,7 +19,7 @@ const BEFORE: u64 = DETECT_MAX;
 const LATE_MAX: u64 = 1_000;
 
 /// A node counts whole milliseconds from its own start.
-const EARLY_MAX: u64 = 10;
+pub(super) const EARLY_MAX: u64 = 10;
 
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     for trace in &model.traces {
@@ -84,10 +84,7 @@ fn late(model: &Model<'_>, trace: &OneTrace, at: Millis) -> Option<Millis> {
     let is_uncalm = !model.views.changes_within(from, until).is_empty();
     let allowed = due + LATE_MAX + if is_uncalm { SETTLE_MAX } else { 0 };
     let until = Millis(allowed);
-    let delays = |fault: &Fault| {
-        let is_slow = !matches!(fault, Fault::Sink { .. } | Fault::DiskFull { .. });
-        is_slow && !matches!(fault, Fault::ClockSkew { .. })
-    };
+    let delays = |fault: &Fault| matches!(fault, Fault::Slow { .. } | Fault::Links { .. });
     let is_delayed = model.faults.lossy(from, until)
         || model.faults.within(from, until).any(|stretch| delays(stretch.fault))
         || model.lives.ends(from, until).any(|(_, _, end)| !end.is_orderly())
