@@ -265,6 +265,7 @@ fn hold(dice: &mut StdRng) {
         bytes_max: usize::MAX,
         remember: Duration::from_secs(600),
         remember_bytes_max: usize::MAX,
+        traces_per_turn: 256,
     };
     let sinks = SinkSet::first(1);
     let standing = Standing::alone(placement);

@@ -77,6 +77,8 @@ impl Shard {
         let mut traces: Vec<(u32, &Trace)> = self.table.iter().collect();
         traces.sort_unstable_by_key(|(_, trace)| trace.id);
         let mut instants = vec![now_ms];
+        let review_at = self.review.as_ref().map(|review| review.next_ms.max(now_ms));
+        instants.extend(review_at);
         for &(index, trace) in &traces {
             instants.extend(self.instants(index, trace).map(|at| at.max(now_ms)));
         }
@@ -84,6 +86,7 @@ impl Shard {
         instants.dedup();
         if let Some(review) = &self.review {
             review.hash(hasher);
+            instants.binary_search(&review.next_ms.max(now_ms)).hash(hasher);
         }
         for (index, trace) in traces {
             hash_trace(trace, hasher);

@@ -14,13 +14,13 @@ use tracemesh_membership::{MemberIndex, Slot, ViewMember};
 /// The last view, for as long as some trace was looked at by no later one.
 #[derive(Clone, Debug)]
 pub(super) struct Review {
-    pub(super) former: Standing,
+    former: Standing,
     /// Where this node was in it.
     my_index: Option<MemberIndex>,
     /// Who of it is in the present view still.
     stayed: Stayed,
     /// What was unplaced in it; none where only this node's own state is another.
-    pub(super) unplaced: Option<Former>,
+    unplaced: Option<Former>,
     pass: Pass,
     /// Where in the table to go on, and when.
     next: u32,
@@ -138,20 +138,22 @@ impl Shard {
         let Some(review) = self.review.take() else { return };
         if self.table.meets_view(index) {
             self.take_role(index, &review, now_ms);
-            if let Some(was) = &review.unplaced {
-                let former = &review.former.placement;
-                let Some(slot) = self.table.get(index).map(|trace| trace.slot) else { return };
-                let present = self.outlook.placement();
-                let is_known = was.contains(index);
-                if present.view().members().is_empty() {
-                    if is_known {
-                        self.keep_unplaced(index, now_ms);
-                    }
-                } else if is_known || !review.stayed.holders(former, present, slot) {
-                    self.begin_placing(index, former, was, now_ms);
-                }
-            }
+            self.take_seats(index, &review, now_ms);
         }
         self.review = Some(review);
+    }
+    /// The view changed: a trace may have other holders now, or not have come to those it had.
+    fn take_seats(&mut self, index: u32, review: &Review, now_ms: u64) {
+        let slot = self.table.get(index).map(|trace| trace.slot);
+        let (Some(was), Some(slot)) = (&review.unplaced, slot) else { return };
+        let (former, present) = (&review.former.placement, self.outlook.placement());
+        let is_known = was.contains(index);
+        if present.view().members().is_empty() {
+            if is_known {
+                self.keep_unplaced(index, now_ms);
+            }
+        } else if is_known || !review.stayed.holders(former, present, slot) {
+            self.begin_placing(index, former, was, now_ms);
+        }
     }
 }

@@ -97,8 +97,8 @@ impl Licence {
     /// names a stretch of time, the bound is what such stretches are of a run at the most: a
     /// node's traces of one second and crash, what a node or two hold for half a minute, what a
     /// partition divides while it lasts. For two of them no rule says how much that is, so the bound
-    /// is what 150 runs of two minutes showed, and a margin: of a partition at the end of an outage
-    /// of all sinks 0.45, of `SETTLE_MAX` 0.001, and more where paths stay full for minutes.
+    /// is what 150 runs of two minutes showed, and a margin for paths that stay full for minutes:
+    /// of `LiveNodeDropped` 0.21, of `SettleMaxRanOut` 0.001.
     pub const fn share_max(self) -> f64 {
         match self {
             Self::AttemptUnanswered => 1.0,
