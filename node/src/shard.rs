@@ -47,8 +47,7 @@ use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
 use trace::{Arrived, Trace};
-use tracemesh_membership::{HashKey, NodeId, ViewMember};
-use vanished::life;
+use tracemesh_membership::{HashKey, NodeId};
 
 /// How long an owner waits, from due on, for calm.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -317,30 +316,6 @@ impl Shard {
         self.end_review(now_ms);
         let former = self.outlook.renew(standing);
         self.begin_review(former, now_ms);
-    }
-
-    /// The view changed: a held trace may have another owner now.
-    fn take_role(&mut self, index: u32, review: &Review, now_ms: u64) {
-        let Some(trace) = self.table.get_mut(index).filter(|trace| trace.held_count > 0) else {
-            return;
-        };
-        let role = self.outlook.role(trace.slot);
-        self.held.change(review.role(trace.slot), trace.held_since, trace.held_count, 0);
-        self.held.change(role, trace.held_since, 0, trace.held_count);
-        let owner = review.owner(trace.slot);
-        let was_mine = owner.is_some_and(|owner| owner.id == self.outlook.me);
-        let generation = |owner: &ViewMember| owner.incarnation.generation;
-        let vanished = owner.is_some_and(|o| !self.outlook.is_alive(&o.id, generation(o)));
-        let takes_over = trace.due_ms <= now_ms && role == Role::Owner && !was_mine;
-        trace.taken_over |= takes_over;
-        if let Some(owner) = owner.filter(|_| takes_over && vanished) {
-            trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)));
-        }
-        trace.asked = 0;
-        if self.outlook.is_last_to_leave() {
-            trace.due_ms = trace.due_ms.min(now_ms);
-        }
-        self.look_again(index, now_ms);
     }
 
     /// Does what is due.

@@ -25,8 +25,8 @@ const FAILURES_APART_MS: u64 = 40_000;
 /// What was held by a node that crashed has surely been copied after so long.
 const COPIED_MS: u64 = 25_000;
 
-/// Time in which a node becomes a member again, and after which one that is cut off is not yet taken
-/// for dead.
+/// Time in which a node becomes a member again, and after which one that is cut off is not yet
+/// taken for dead.
 const UNNOTICED_MS: u64 = 1_400;
 
 /// The plan of a seed, with so much time in which anything may fail.

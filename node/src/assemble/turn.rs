@@ -33,7 +33,8 @@ use tracemesh_membership::NodeId;
 const PLACING_MAX: Duration = Duration::from_secs(3);
 /// With nothing to wake for, a shard still looks at its clock so often.
 const IDLE: Duration = Duration::from_secs(60);
-/// Inputs, and replies of other holders, taken in one turn, so that effects are carried out and sums are published in between.
+/// Inputs, and as many replies of other holders, taken in one turn, so that effects are carried out
+/// and sums are published in between.
 const INPUTS_PER_TURN: usize = 16;
 
 /// Why a shard has a turn.

@@ -82,8 +82,8 @@ pub(super) fn shard_settings(
     }
 }
 
-/// Looking at a trace takes a microsecond or two, and so does offering it: a turn of this takes less
-/// than what a client notices.
+/// Looking at a trace takes a microsecond or two, and so does offering it: a turn of this takes
+/// less than what a client notices.
 const TRACES_PER_TURN: usize = 256;
 
 fn limits(traces: &config::Traces) -> Limits {

@@ -7,6 +7,7 @@
 
 use super::offers::Former;
 use super::standing::{Standing, Stayed, index_of, role};
+use super::vanished::life;
 use super::{Role, Shard};
 use crate::spans::TraceId;
 use tracemesh_membership::{MemberIndex, Slot, ViewMember};
@@ -142,6 +143,30 @@ impl Shard {
         }
         self.review = Some(review);
     }
+    /// The view changed: a held trace may have another owner now.
+    fn take_role(&mut self, index: u32, review: &Review, now_ms: u64) {
+        let Some(trace) = self.table.get_mut(index).filter(|trace| trace.held_count > 0) else {
+            return;
+        };
+        let role = self.outlook.role(trace.slot);
+        self.held.change(review.role(trace.slot), trace.held_since, trace.held_count, 0);
+        self.held.change(role, trace.held_since, 0, trace.held_count);
+        let owner = review.owner(trace.slot);
+        let was_mine = owner.is_some_and(|owner| owner.id == self.outlook.me);
+        let generation = |owner: &ViewMember| owner.incarnation.generation;
+        let vanished = owner.is_some_and(|o| !self.outlook.is_alive(&o.id, generation(o)));
+        let takes_over = trace.due_ms <= now_ms && role == Role::Owner && !was_mine;
+        trace.taken_over |= takes_over;
+        if let Some(owner) = owner.filter(|_| takes_over && vanished) {
+            trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)));
+        }
+        trace.asked = 0;
+        if self.outlook.is_last_to_leave() {
+            trace.due_ms = trace.due_ms.min(now_ms);
+        }
+        self.look_again(index, now_ms);
+    }
+
     /// The view changed: a trace may have other holders now, or not have come to those it had.
     fn take_seats(&mut self, index: u32, review: &Review, now_ms: u64) {
         let slot = self.table.get(index).map(|trace| trace.slot);

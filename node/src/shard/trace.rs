@@ -124,7 +124,7 @@ impl Stored {
 pub(crate) struct Trace {
     pub(crate) id: TraceId,
     pub(crate) slot: Slot,
-    /// The view by which it was last looked at, by its number in the [`Table`](super::table::Table).
+    /// The view by which it was last looked at, by its number in the table.
     pub(super) view: u8,
     pub(crate) verdict: Verdict,
     /// A root span came: the trace is due `root_delay` after it.

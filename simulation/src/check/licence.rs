@@ -96,8 +96,8 @@ impl Licence {
     /// Where the rule itself names each trace's own event, the bound is the rule (1.0). Where it
     /// names a stretch of time, the bound is what such stretches are of a run at the most: a
     /// node's traces of one second and crash, what a node or two hold for half a minute, what a
-    /// partition divides while it lasts. For two of them no rule says how much that is, so the bound
-    /// is what 150 runs of two minutes showed, and a margin for paths that stay full for minutes:
+    /// partition divides while it lasts. For two of them no rule says how much that is, so it
+    /// is what 150 runs of two minutes showed, and a margin for paths that are full for minutes:
     /// of `LiveNodeDropped` 0.21, of `SettleMaxRanOut` 0.001.
     pub const fn share_max(self) -> f64 {
         match self {
