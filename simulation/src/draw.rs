@@ -341,7 +341,11 @@ impl Drawing {
         let fault = Fault::Sink { node: None, for_ms, mood };
         faults.push(Timed { at_ms: Millis(QUIET_MS).min(self.safety), fault });
         for (turn, node) in (0_u64..).zip(self.some_nodes(self.nodes)) {
-            let at_ms = Millis(QUIET_MS + 3_000 + turn * apart_ms).min(self.safety);
+            let at_ms = Millis(QUIET_MS + 3_000 + turn * apart_ms);
+            if at_ms > self.safety {
+                // In a run that is too short for all of them they would leave together.
+                break;
+            }
             let (after_ms, generation) = (Millis(self.dice.within(500..3_000)), Generation::New);
             let restart = Some(Restart { after_ms, generation, data: Data::Kept });
             faults.push(Timed { at_ms, fault: Fault::Drain { node, restart } });
