@@ -250,7 +250,8 @@ impl Shard {
 
     /// Everything that this shard keeps, for the memory budget.
     pub fn bytes(&self) -> usize {
-        self.trace_bytes + self.scopes.bytes() + self.offers.cost_bytes()
+        let review = self.review.as_ref().map_or(0, |review| review.cost_bytes());
+        self.trace_bytes + self.scopes.bytes() + self.offers.cost_bytes() + review
     }
 
     /// Traces of which something is held.

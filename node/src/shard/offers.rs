@@ -452,6 +452,10 @@ impl Former {
         self.0.contains(trace)
     }
 
+    pub(super) fn cost_bytes(&self) -> usize {
+        self.0.cost_bytes()
+    }
+
     pub(super) fn hash(&self, trace: u32, hasher: &mut impl std::hash::Hasher) {
         self.0.hash(trace, hasher);
     }

@@ -44,11 +44,16 @@ enum Pass {
 }
 
 impl Review {
-    pub(super) fn role(&self, slot: Slot) -> Role {
+    /// What it takes beside the traces themselves.
+    pub(super) fn cost_bytes(&self) -> usize {
+        self.unplaced.as_ref().map_or(0, Former::cost_bytes)
+    }
+
+    fn role(&self, slot: Slot) -> Role {
         role(&self.former.placement, self.my_index, slot)
     }
 
-    pub(super) fn owner(&self, slot: Slot) -> Option<&ViewMember> {
+    fn owner(&self, slot: Slot) -> Option<&ViewMember> {
         self.former.owner(slot)
     }
 
@@ -143,6 +148,7 @@ impl Shard {
         }
         self.review = Some(review);
     }
+
     /// The view changed: a held trace may have another owner now.
     fn take_role(&mut self, index: u32, review: &Review, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index).filter(|trace| trace.held_count > 0) else {

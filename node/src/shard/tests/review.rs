@@ -84,3 +84,13 @@ fn view_that_follows_soon_finds_all_traces_looked_at() {
     assert!(remembered.iter().chain([&held]).all(|&trace| is_unplaced(&rig, trace)));
     rig.check_sums();
 }
+
+#[test]
+fn node_has_not_settled_before_every_trace_was_looked_at() {
+    let (mut rig, remembered, ..) = rig(9);
+    // Nothing moves: the same holders, and this node in another state.
+    rig.view(Arc::clone(&rig.placement), MemberState::Leaving);
+    assert!(!rig.shard.is_settled(), "{} traces take more than a turn", remembered.len());
+    rig.pass(Duration::from_millis(100));
+    assert!(rig.shard.is_settled());
+}
