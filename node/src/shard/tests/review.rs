@@ -10,7 +10,9 @@ fn rig(remembered: usize) -> (Rig, Vec<u8>, u8, Arc<Placement>) {
     let moves = |number: &u8| {
         let holders = present.holders(KEY.slot(&[*number; 16])).unwrap();
         let name = |index: MemberIndex| present.view().members()[index as usize].id.as_str();
-        name(holders.owner) == "c" || holders.replica.map(name) == Some("c")
+        // This node stays a holder: no other rule makes them unplaced.
+        let names = [Some(name(holders.owner)), holders.replica.map(name)];
+        [Some("a"), Some("c")].iter().all(|holder| names.contains(holder))
     };
     let mut traces: Vec<u8> = (1..255).filter(moves).take(remembered + 1).collect();
     let held = traces.pop().unwrap();
