@@ -443,6 +443,8 @@ impl Shard {
             self.wake_at(index, first_question);
         } else if role != Role::Owner {
             self.ask(index, now_ms);
+        } else if let Some(at) = self.in_doubt_until(trace).filter(|at| now_ms < *at) {
+            self.wake_at(index, at);
         } else if self.outlook.is_calm(trace.slot) {
             self.decide(index, now_ms, Calm::Yes);
         } else if now_ms >= trace.due_ms.saturating_add(to_ms(SETTLE_MAX)) {

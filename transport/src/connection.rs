@@ -28,9 +28,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Answers go before frames (which have 0): they are small and waited for, and behind megabytes of
-/// frames on a slow path they would come too late, so that the same frames were sent again.
-const ANSWER_PRIORITY: i32 = 1;
+/// Answers and notices go before calls (which have 0): they are small and waited for, and behind
+/// megabytes of calls on a slow path they would come too late, so that the same calls were made
+/// again, and nodes that live looked dead.
+const SMALL_PRIORITY: i32 = 1;
 
 /// Bytes in frames that a peer may have with us: twice what it keeps under way by itself, because
 /// calls that it gave up count here until the node has dealt with them.
@@ -204,6 +205,8 @@ impl Link {
             .await
             .map_err(|_| LinkError::Busy)?
             .map_err(|_| LinkError::Unsent)?;
+        // An error means that the connection is over, which writing says as well.
+        let _ = stream.set_priority(SMALL_PRIORITY);
         Writer::new(stream).write(frame, silence_max).await
     }
 
@@ -267,7 +270,7 @@ impl Link {
 
     async fn take_call(self: Arc<Self>, send: SendStream, recv: RecvStream, inbox: Inbox) {
         // An error means that the peer gave the call up, which reading says as well.
-        let _ = send.set_priority(ANSWER_PRIORITY);
+        let _ = send.set_priority(SMALL_PRIORITY);
         let mut writer = Writer::new(send);
         let mut reader = Reader::new(recv, self.memory.clone());
         let Some((frame, memory)) = self.take_frame(&mut reader, &inbox).await else {

@@ -139,12 +139,6 @@ impl Slots {
         self.by_address.get(&address)?.link().cloned()
     }
 
-    /// The link on which a notice may go at once, because no earlier one waits.
-    pub(crate) fn link_for_notice(&self, address: SocketAddr) -> Option<Arc<Link>> {
-        let slot = self.by_address.get(&address)?;
-        slot.link().filter(|_| slot.notices.is_empty() && !slot.is_flushing).cloned()
-    }
-
     /// Every link, in the order of addresses.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         self.by_address.values().flat_map(|slot| slot.links.iter().cloned()).collect()

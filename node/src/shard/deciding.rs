@@ -8,7 +8,7 @@
 use super::attempt::{Answer, Result, Trying};
 use super::placing::spans_of;
 use super::trace::{SpanState, Trace};
-use super::{Cause, Effect, Limits, Role, Shard};
+use super::{Cause, Effect, Limits, Role, Shard, to_ms};
 use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
 use crate::process;
 use crate::sink::Attempt;
@@ -29,6 +29,8 @@ pub(super) enum Calm {
 
 /// A trace that was due in so many crashes is not opened any more.
 const CRASHES_MAX: usize = 3;
+/// But only after so long: a node that was out of reach and did not crash is back by then.
+const CRASHES_DOUBT: Duration = Duration::from_secs(30);
 
 impl Shard {
     /// What one sink, or the dead-letter file, said to an attempt.
@@ -67,7 +69,7 @@ impl Shard {
     pub(super) fn decide(&mut self, index: u32, now_ms: u64, calm: Calm) {
         let Limits { spans_max, bytes_max, .. } = self.limits;
         let Some(trace) = self.table.get(index) else { return };
-        let cause = self.cause(trace);
+        let (cause, crashes) = (self.cause(trace), self.crashes(trace));
         let Some(trace) = self.table.get_mut(index) else { return };
         let late = trace.has_done();
         // A trace that came when no sink answered may have grown beyond what one attempt can bear.
@@ -76,8 +78,6 @@ impl Shard {
         let attempt = attempt_of(trace.id, chunks, span_count, due);
         let taken_over = std::mem::take(&mut trace.taken_over);
         let known = trace.verdict;
-        let outlook = &self.outlook;
-        let crashes = trace.vanished.count(|life| outlook.has_life(&self.hash_key, life));
         let delay = Duration::from_millis(now_ms.saturating_sub(trace.due_ms));
         if taken_over {
             self.tally.taken_over += u64::from(span_count);
@@ -118,6 +118,18 @@ impl Shard {
             return;
         }
         self.begin(index, Trying::export(Arc::new(processed), self.sinks, late));
+    }
+
+    /// Until when it is not known whether a trace was due in so many crashes, or its owners were
+    /// only out of reach: it waits.
+    pub(super) fn in_doubt_until(&self, trace: &Trace) -> Option<u64> {
+        let is_in_doubt = trace.verdict == Verdict::None && self.crashes(trace) >= CRASHES_MAX;
+        is_in_doubt.then(|| trace.vanished.added_ms() + to_ms(CRASHES_DOUBT))
+    }
+
+    /// How many owners crashed while it was due, as far as one knows.
+    fn crashes(&self, trace: &Trace) -> usize {
+        trace.vanished.count(|life| self.outlook.has_life(&self.hash_key, life))
     }
 
     /// Sends a trace to the dead letters as it is held.

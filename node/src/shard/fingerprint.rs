@@ -130,7 +130,7 @@ fn hash_trace(trace: &Trace, hasher: &mut impl Hasher) {
     let mut keys: Vec<_> = trace.keys().collect();
     keys.sort_unstable();
     (trace.id, keys, trace.verdict).hash(hasher);
-    (trace.rooted, trace.unplaced, trace.taken_over, &trace.vanished).hash(hasher);
+    (trace.rooted, trace.unplaced, trace.taken_over, trace.vanished.lives()).hash(hasher);
     trace.asked.min(ASKED_TOLD).hash(hasher);
     match &trace.trying {
         Some(trying) => trying.hash(hasher),

@@ -168,7 +168,7 @@ impl Shard {
 fn learn(trace: &mut Trace, named: &HoldTrace, now_ms: u64) {
     trace.due_ms = trace.due_ms.min(now_ms + u64::from(named.due_in_ms));
     trace.verdict = trace.verdict.max(named.verdict());
-    named.vanished.iter().for_each(|&life| trace.vanished.add(life));
+    named.vanished.iter().for_each(|&life| trace.vanished.add(life, now_ms));
     for &name in &named.done {
         let key = SpanKey::new(name);
         match trace.state(key) {

@@ -164,7 +164,7 @@ impl Shard {
         let takes_over = trace.due_ms <= now_ms && role == Role::Owner && !was_mine;
         trace.taken_over |= takes_over;
         if let Some(owner) = owner.filter(|_| takes_over && vanished) {
-            trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)));
+            trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)), now_ms);
         }
         trace.asked = 0;
         if self.outlook.is_last_to_leave() {

@@ -11,25 +11,37 @@ use tracemesh_membership::{HashKey, NodeId};
 /// More lives than this are not kept: there are enough to bury a trace.
 const VANISHED_MAX: usize = 8;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[expect(clippy::box_collection, reason = "one word in a trace, and nearly always nothing")]
-pub(crate) struct Vanished(Option<Box<Vec<u64>>>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vanished(Option<Box<Lives>>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Lives {
+    hashes: Vec<u64>,
+    /// When the last of them was added here.
+    added_ms: u64,
+}
 
 impl Vanished {
-    pub(crate) fn add(&mut self, life: u64) {
+    pub(crate) fn add(&mut self, life: u64, now_ms: u64) {
         let lives = self.0.get_or_insert_default();
-        if lives.len() < VANISHED_MAX && !lives.contains(&life) {
-            lives.push(life);
+        if lives.hashes.len() < VANISHED_MAX && !lives.hashes.contains(&life) {
+            lives.hashes.push(life);
+            lives.added_ms = now_ms;
         }
     }
 
     pub(crate) fn lives(&self) -> &[u64] {
-        self.0.as_deref().map_or(&[], Vec::as_slice)
+        self.0.as_ref().map_or(&[], |lives| &lives.hashes)
     }
 
     /// How many of them are gone still.
     pub(crate) fn count(&self, is_there: impl Fn(u64) -> bool) -> usize {
         self.lives().iter().filter(|life| !is_there(**life)).count()
+    }
+
+    /// When the last of them was added.
+    pub(crate) fn added_ms(&self) -> u64 {
+        self.0.as_ref().map_or(0, |lives| lives.added_ms)
     }
 }
 
