@@ -307,7 +307,7 @@ impl OpenRequest {
     }
 
     fn standing(&self, target: &NodeId, trace: u32, mark: Mark) -> Standing {
-        let present = self.incarnation(target);
+        let present = || self.incarnation(target);
         let mut standing = Standing::Lacking(Content::Bytes);
         for batch in &self.batches {
             if batch.target != *target || batch.traces.binary_search(&trace).is_err() {
@@ -317,14 +317,14 @@ impl OpenRequest {
                 Progress::Void => continue,
                 Progress::Flying if batch.mark >= mark => Standing::Flying,
                 Progress::Flying => continue,
-                Progress::Held(incarnation) if Some(incarnation) == present => {
+                Progress::Held(incarnation) if Some(incarnation) == present() => {
                     if batch.mark >= mark {
                         return Standing::Held;
                     }
                     Standing::Lacking(Content::Names)
                 }
                 // A newer incarnation than the view knows: the view will follow.
-                Progress::Held(incarnation) if Some(incarnation) > present => Standing::Flying,
+                Progress::Held(incarnation) if Some(incarnation) > present() => Standing::Flying,
                 Progress::Held(_) => continue,
             };
             standing = standing.max(here);
@@ -336,18 +336,16 @@ impl OpenRequest {
         Some(self.placement.view().get(target)?.incarnation)
     }
 
-    /// Groups what lacks into one batch per target, mark and content.
-    fn batch(&mut self, mut lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
-        lacking.sort_unstable();
+    /// Groups what lacks, in ascending order of traces, into one batch per target, mark and content.
+    fn batch(&mut self, lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
         let mut sends: Vec<Send> = Vec::new();
         for (target, mark, content, trace) in lacking {
-            match sends.last_mut() {
-                Some(last)
-                    if last.target == *target && last.mark == mark && last.content == content =>
-                {
-                    last.traces.push(trace);
-                }
-                _ => {
+            let is_its = |send: &&mut Send| {
+                send.mark == mark && send.content == content && send.target == *target
+            };
+            match sends.iter_mut().find(is_its) {
+                Some(send) => send.traces.push(trace),
+                None => {
                     let batch = self.batches.len() + sends.len();
                     let (target, traces) = (target.clone(), vec![trace]);
                     sends.push(Send { batch, target, traces, mark, content });

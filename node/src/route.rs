@@ -31,7 +31,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracemesh_membership::{HashKey, MemberState, NodeId};
+use tracemesh_membership::{HashKey, Holders, MemberState, NodeId, ViewMember};
 use tracemesh_transport::CallError;
 
 /// The range that clients are asked to wait, so that they do not come back together.
@@ -140,16 +140,15 @@ impl Router {
         let peers = placement.view().members().len().saturating_sub(1);
         let members = self.peers.members();
         let bound = CLIENTS_PERCENT * 10;
-        let holders = cut.slots().iter().filter_map(|&slot| placement.holders(slot));
-        let mut targets: Vec<_> =
-            holders.flat_map(|holders| [Some(holders.owner), holders.replica]).flatten().collect();
-        targets.sort_unstable();
-        targets.dedup();
-        let full = targets.into_iter().any(|target| {
-            let id = &placement.view().members()[target as usize].id;
-            members.get(id).is_some_and(|peer| usize::from(peer.published.fill) > bound)
-        });
-        if full {
+        let is_full = |member: &ViewMember| {
+            let peer = members.get(&member.id);
+            peer.is_some_and(|peer| usize::from(peer.published.fill) > bound)
+        };
+        let full: Vec<bool> = placement.view().members().iter().map(is_full).collect();
+        let mut holders = cut.slots().iter().filter_map(|&slot| placement.holders(slot));
+        if holders.any(|Holders { owner, replica }| {
+            full[usize::from(owner)] || replica.is_some_and(|replica| full[usize::from(replica)])
+        }) {
             return Err(self.later("the memory budget of a holder is used up"));
         }
         match self.reach().routing(peers) {
