@@ -1,10 +1,9 @@
 //! Where finished traces go.
 //!
 //! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md,
-//! D2). Each sink is one task with one queue, bounded in bytes ([`Sink::submit`] refuses what does
-//! not fit). The invariant: it answers every attempt that it took exactly once, and within
-//! [`ATTEMPT_MAX`] of beginning it; an attempt that is dropped on the way answers
-//! [`Outcome::Again`]. A sink keeps nothing: the spans stay with their holders until it
+//! D2). Each sink is one task with one queue, bounded in bytes. The invariant: it answers every
+//! attempt exactly once, and within [`ATTEMPT_MAX`] of beginning it; one that does not fit into the
+//! queue, or is dropped on the way, with [`Outcome::Again`]. A sink keeps nothing: the spans stay with their holders until it
 //! acknowledged them, so stopping one loses nothing.
 //!
 //! A bad trace costs that trace only: what makes encoding panic, or what a server refuses for good,
@@ -21,6 +20,7 @@ mod metrics;
 mod optional;
 mod otlp;
 mod queue;
+mod reply;
 mod request;
 mod rotation;
 mod stdout;
@@ -32,6 +32,7 @@ pub(crate) use letter::{Read as Letter, read as read_letter};
 pub use metrics::Metrics;
 pub use otlp::Target;
 pub(crate) use otlp::{Answer, Client};
+pub use reply::{Answered, Reply};
 pub(crate) use request::{Room, encode};
 pub(crate) use rotation::numbered;
 pub use rotation::{Durability, Rotation};
@@ -48,7 +49,6 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +76,7 @@ pub struct Attempt {
 }
 
 /// What became of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The sink has the spans.
     Acknowledged,
@@ -96,20 +96,14 @@ impl Outcome {
     pub(crate) const AGAIN: Self = Self::Again { after: None };
 }
 
-/// The queue is full; nothing was taken.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the queue of the sink is full")]
-pub struct QueueFull;
-
 /// One configured sink, as the owner of a trace sees it.
 pub trait Sink: Send + Sync {
     /// The label in metrics and logs: `otlp`, `file`, `stdout`; from the second of a kind on with a
     /// number: `otlp-2`.
     fn name(&self) -> &str;
-    /// Queues an attempt and returns at once. The receiver yields the outcome; dropping it cancels
-    /// the attempt if the sink has not begun it. When it yields an error the sink's task has ended,
-    /// and nothing is known.
-    fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull>;
+    /// Queues an attempt and returns at once. When nobody waits for `reply` any more, an attempt
+    /// that the sink has not begun is cancelled.
+    fn submit(&self, attempt: Arc<Attempt>, reply: Reply);
 }
 
 /// One sink as configured. Not `Debug`: headers carry secrets.
@@ -396,6 +390,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::reply::submit;
     use super::*;
     use crate::sink::testing::trace;
     use prometheus_client::registry::Registry;
@@ -467,12 +462,12 @@ mod tests {
         let path = directory.path().join("traces.jsonl");
         let (sinks, workers) = start_in(directory.path(), &[file(&path)]).unwrap();
         for n in 1..=3 {
-            let outcome = sinks[0].submit(trace(n, 2)).unwrap();
-            assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
+            let outcome = submit(&*sinks[0], trace(n, 2));
+            assert_eq!(outcome.await, Outcome::Acknowledged);
             assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), usize::from(n));
         }
         workers.shutdown().await;
-        assert_eq!(sinks[0].submit(trace(4, 1)).unwrap_err(), QueueFull);
+        assert_eq!(submit(&*sinks[0], trace(4, 1)).await, Outcome::AGAIN);
         assert!(!directory.path().join("dead-letters").exists());
     }
 }

@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
-use tracemesh::sink::{ATTEMPT_MAX, Attempt, Outcome, QueueFull, Sink};
+use tracemesh::sink::{ATTEMPT_MAX, Attempt, Outcome, Reply, Sink};
 
 /// What a queue of 256 MiB has room for, at some KB an attempt.
 const WAITING_MAX: usize = 50_000;
@@ -55,7 +54,7 @@ struct State {
     moods: BTreeMap<usize, Mood>,
     arrivals: Vec<Arrival>,
     /// By the time at which they are due, and sequence.
-    answers: BTreeMap<(Duration, u64), (Outcome, oneshot::Sender<Outcome>)>,
+    answers: BTreeMap<(Duration, u64), (Outcome, Reply)>,
     sequence: u64,
     complaint: Option<String>,
 }
@@ -95,7 +94,7 @@ impl SimulatedSink {
     /// Gives the answers that are due, and takes the time. To be called inside the node's runtime.
     pub fn answer(&self, now: Duration) {
         loop {
-            let (outcome, sender) = {
+            let (outcome, reply) = {
                 let mut state = self.lock();
                 state.now = now;
                 let Some(head) = state.answers.first_entry() else { return };
@@ -104,8 +103,7 @@ impl SimulatedSink {
                 }
                 head.remove()
             };
-            // Whoever asked may have ended.
-            let _ = sender.send(outcome);
+            reply.give(outcome);
         }
     }
 
@@ -133,10 +131,10 @@ impl SimulatedSink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, attempt: &Attempt) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+    fn take(&self, attempt: &Attempt, reply: Reply) {
         let mut state = self.lock();
         if state.answers.len() >= WAITING_MAX {
-            return Err(QueueFull);
+            return;
         }
         let fate = state.fate(self.disk.is_full());
         match spans::exported(self.seed, attempt) {
@@ -155,11 +153,9 @@ impl SimulatedSink {
             SinkSaid::Again => Outcome::Again { after: None },
             SinkSaid::Nothing => Outcome::Unanswered,
         };
-        let (sender, receiver) = oneshot::channel();
         state.sequence += 1;
         let key = (state.now + fate.after, state.sequence);
-        state.answers.insert(key, (outcome, sender));
-        Ok(receiver)
+        state.answers.insert(key, (outcome, reply));
     }
 }
 
@@ -210,8 +206,8 @@ impl Sink for SimulatedSink {
         "simulated"
     }
 
-    fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
-        charge(None, || self.take(&attempt))
+    fn submit(&self, attempt: Arc<Attempt>, reply: Reply) {
+        charge(None, || self.take(&attempt, reply));
     }
 }
 
@@ -224,6 +220,7 @@ impl fmt::Debug for SimulatedSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::mpsc;
     use tracemesh::spans::TraceId;
 
     fn outcomes(mood: Option<Mood>, disk: &Arc<Disk>) -> (Vec<Outcome>, Vec<bool>) {
@@ -232,17 +229,18 @@ mod tests {
         let id = TraceId(spans::trace_id(7, 1));
         let attempt =
             Attempt { trace_id: id, chunks: Vec::new(), span_count: 0, bytes: 0, due: None };
-        let waiting: Vec<_> =
-            (0..100).map(|_| sink.submit(Arc::new(attempt.clone())).unwrap()).collect();
-        sink.answer(Duration::ZERO);
-        let mut answered = Vec::new();
-        for mut answer in waiting {
-            if answered.is_empty() {
-                assert!(answer.try_recv().is_err(), "no answer comes at once");
-                sink.answer(ATTEMPT_MAX);
-            }
-            answered.push(answer.try_recv().expect("every attempt is answered in time"));
+        let (to, mut answers) = mpsc::channel(100);
+        for number in 0..100 {
+            let reply = Reply::new(to.clone(), id, number, 0);
+            sink.submit(Arc::new(attempt.clone()), reply);
         }
+        sink.answer(Duration::ZERO);
+        assert!(answers.try_recv().is_err(), "no answer comes at once");
+        sink.answer(ATTEMPT_MAX);
+        let mut answered: Vec<_> = std::iter::from_fn(|| answers.try_recv().ok()).collect();
+        assert_eq!(answered.len(), 100, "every attempt is answered in time");
+        answered.sort_unstable_by_key(|answered| answered.number);
+        let answered = answered.iter().map(|answered| answered.outcome).collect();
         (answered, sink.take_arrivals().iter().map(|arrival| arrival.kept).collect())
     }
 

@@ -1,7 +1,7 @@
 //! The task of one shard: wait for something, let the shard take it in, carry out what it wants.
 //!
-//! Everything that another machine or a sink may take its time over is a future of this task,
-//! polled beside its inputs; none is waited for. An answer that comes too late finds the attempt's
+//! What another machine may take its time over is a future of this task, polled beside its inputs;
+//! sinks answer into a channel. None is waited for. An answer that comes too late finds the attempt's
 //! number changed, and is ignored by the shard.
 
 use super::outgoing::{self, Outgoing, Placing};
@@ -13,8 +13,8 @@ use crate::metrics::{
     self, AgainCause, AgainLabels, DecisionLabels, Direction, DirectionLabels, DueCause, Reason,
     ReasonLabels, TraceMetrics,
 };
-use crate::shard::{Answer, Cause, Shard, SinkSet, Tally};
-use crate::sink::{Attempt, DeadLetters, Outcome, Sink};
+use crate::shard::{Cause, Shard, SinkSet, Tally};
+use crate::sink::{Answered, Attempt, DeadLetters, Outcome, Reply, Sink};
 use crate::spans::TraceId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -35,19 +35,26 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Inputs, and as many replies of other holders, taken in one turn, so that effects are carried out
 /// and sums are published in between.
 const INPUTS_PER_TURN: usize = 16;
+/// Answers of sinks taken in one turn: those of a usual request.
+const ANSWERS_PER_TURN: usize = 256;
+/// Attempts of one shard that sinks have; more are put off. One sink's queue holds as many.
+const ATTEMPTS_MAX: usize = 256 << 10;
 
 /// Why a shard has a turn.
 enum Wake {
     Mesh,
-    Event(Event),
+    Replied(Replied),
+    Answered(Answered),
     Input(Input),
     Time,
 }
 
-/// Something that was waited for.
-enum Event {
-    Answered { trace_id: TraceId, number: u32, sink: u32, answer: Answer },
-    Replied { from: NodeId, asked: Vec<(TraceId, u32)>, bytes: usize, reply: Option<HoldReply> },
+/// What became of an offer or a question.
+struct Replied {
+    from: NodeId,
+    asked: Vec<(TraceId, u32)>,
+    bytes: usize,
+    reply: Option<HoldReply>,
 }
 
 pub(super) struct Turn {
@@ -64,12 +71,22 @@ pub(super) struct Turn {
     pub(super) metrics: TraceMetrics,
 }
 
-type Waiting = FuturesUnordered<BoxFuture<'static, Event>>;
+type Placings = FuturesUnordered<BoxFuture<'static, Replied>>;
+
+/// What a shard waits for.
+struct Waiting {
+    placings: Placings,
+    /// Where sinks answer: there is room for all attempts that they have, at most
+    /// [`ATTEMPTS_MAX`].
+    answers: mpsc::Sender<Answered>,
+    attempt_count: usize,
+}
 
 impl Turn {
     pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: CancellationToken) {
         let mut mesh = self.peers.changes();
-        let mut waiting = Waiting::new();
+        let (sender, mut answers) = mpsc::channel(ATTEMPTS_MAX);
+        let mut waiting = Waiting { placings: Placings::new(), answers: sender, attempt_count: 0 };
         self.on_mesh();
         loop {
             let wake = self.shard.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
@@ -77,7 +94,8 @@ impl Turn {
                 biased;
                 () = stop.cancelled() => return,
                 () = mesh.changed() => Wake::Mesh,
-                Some(event) = next(&mut waiting) => Wake::Event(event),
+                Some(replied) = next(&mut waiting.placings) => Wake::Replied(replied),
+                Some(answered) = answers.recv() => Wake::Answered(answered),
                 input = inputs.recv() => match input {
                     Some(input) => Wake::Input(input),
                     None => return,
@@ -89,12 +107,14 @@ impl Turn {
                 self.on_mesh();
             }
             match woken {
-                Wake::Event(event) => self.on_event(event),
+                Wake::Replied(replied) => self.on_replied(replied),
+                Wake::Answered(answered) => self.on_answered(answered, &mut waiting),
                 Wake::Input(input) => self.on_input(input),
                 Wake::Mesh | Wake::Time => {}
             }
             self.on_inputs(&mut inputs);
-            self.on_events(&mut waiting);
+            self.on_replies(&mut waiting);
+            self.on_answers(&mut answers, &mut waiting);
             self.shard.on_time(Instant::now());
             self.carry_out(&mut waiting);
             self.publish();
@@ -116,14 +136,17 @@ impl Turn {
         }
     }
 
-    /// What sinks said, and of what other holders said as much as a turn may take.
-    fn on_events(&mut self, waiting: &mut Waiting) {
-        let mut replies = 0;
-        while replies < INPUTS_PER_TURN
-            && let Some(event) = ready(waiting)
-        {
-            replies += usize::from(matches!(event, Event::Replied { .. }));
-            self.on_event(event);
+    fn on_replies(&mut self, waiting: &mut Waiting) {
+        for _ in 0..INPUTS_PER_TURN {
+            let Some(replied) = ready(&mut waiting.placings) else { break };
+            self.on_replied(replied);
+        }
+    }
+
+    fn on_answers(&mut self, answers: &mut mpsc::Receiver<Answered>, waiting: &mut Waiting) {
+        for _ in 0..ANSWERS_PER_TURN {
+            let Ok(answered) = answers.try_recv() else { break };
+            self.on_answered(answered, waiting);
         }
     }
 
@@ -152,19 +175,18 @@ impl Turn {
         }
     }
 
-    fn on_event(&mut self, event: Event) {
-        let now = Instant::now();
-        match event {
-            Event::Answered { trace_id, number, sink, answer } => {
-                self.shard.on_answer(now, trace_id, number, sink, answer);
-            }
-            Event::Replied { from, asked, bytes, reply } => {
-                self.shard.on_arrived(&from, bytes, reply.is_some());
-                if let Some(reply) = reply {
-                    let shard = &mut self.shard;
-                    outgoing::on_reply(shard, self.shard_count, now, &from, &asked, &reply);
-                }
-            }
+    fn on_answered(&mut self, answered: Answered, waiting: &mut Waiting) {
+        waiting.attempt_count -= 1;
+        let Answered { trace_id, number, sink, outcome } = answered;
+        self.shard.on_answer(Instant::now(), trace_id, number, sink, outcome.into());
+    }
+
+    fn on_replied(&mut self, replied: Replied) {
+        let Replied { from, asked, bytes, reply } = replied;
+        self.shard.on_arrived(&from, bytes, reply.is_some());
+        if let Some(reply) = reply {
+            let (shard, now) = (&mut self.shard, Instant::now());
+            outgoing::on_reply(shard, self.shard_count, now, &from, &asked, &reply);
         }
     }
 
@@ -179,13 +201,13 @@ impl Turn {
             self.export(&attempt, number, sinks, waiting);
         }
         for (attempt, number, why) in outgoing.dead_letters {
-            self.bury(attempt, number, why, waiting);
+            self.bury(&attempt, number, why, waiting);
         }
         for (target, traces) in outgoing.done {
             self.peers.done(&target, traces);
         }
         for placing in outgoing.holds {
-            waiting.push(self.place(placing));
+            waiting.placings.push(self.place(placing));
         }
     }
 
@@ -200,41 +222,50 @@ impl Turn {
         }
     }
 
-    fn export(&self, attempt: &Arc<Attempt>, number: u32, sinks: SinkSet, waiting: &mut Waiting) {
+    fn export(
+        &mut self,
+        attempt: &Arc<Attempt>,
+        number: u32,
+        sinks: SinkSet,
+        waiting: &mut Waiting,
+    ) {
         for sink in sinks.iter() {
-            let trace_id = attempt.trace_id;
-            let submitted = self.sinks[sink as usize].submit(Arc::clone(attempt));
-            waiting.push(Box::pin(async move {
-                let answer = match submitted {
-                    Err(_) => Answer::Again { after: None },
-                    Ok(outcome) => match outcome.await {
-                        Ok(Outcome::Acknowledged) => Answer::Acknowledged,
-                        Ok(Outcome::Refused) => Answer::Refused,
-                        Ok(Outcome::Again { after }) => Answer::Again { after },
-                        Ok(Outcome::Unanswered) | Err(_) => Answer::Unanswered,
-                    },
-                };
-                Event::Answered { trace_id, number, sink, answer }
-            }));
+            if let Some(reply) = self.reply(attempt, number, sink, waiting) {
+                self.sinks[sink as usize].submit(Arc::clone(attempt), reply);
+            }
         }
     }
 
-    fn bury(&self, attempt: Arc<Attempt>, number: u32, why: &'static str, waiting: &mut Waiting) {
-        let dead_letters = Arc::clone(&self.dead_letters);
-        let trace_id = attempt.trace_id;
-        // Here, and not in a thread of its own: there are few, and a shard has one at a time.
-        let answer = match dead_letters.write(&attempt, why) {
-            Ok(()) => Answer::Refused,
+    /// Here, and not in a thread of its own: there are few, and a shard has one at a time.
+    fn bury(&mut self, attempt: &Attempt, number: u32, why: &'static str, waiting: &mut Waiting) {
+        let Some(reply) = self.reply(attempt, number, 0, waiting) else { return };
+        reply.give(match self.dead_letters.write(attempt, why) {
+            Ok(()) => Outcome::Refused,
             Err(error) => {
-                tracing::error!(%error, %trace_id, "cannot write a dead letter");
-                Answer::Again { after: None }
+                tracing::error!(%error, trace_id = %attempt.trace_id, "cannot write a dead letter");
+                Outcome::AGAIN
             }
-        };
-        waiting
-            .push(Box::pin(async move { Event::Answered { trace_id, number, sink: 0, answer } }));
+        });
     }
 
-    fn place(&self, placing: Placing) -> BoxFuture<'static, Event> {
+    /// Where a sink answers to an attempt. When too many are under way, it is put off.
+    fn reply(
+        &mut self,
+        attempt: &Attempt,
+        number: u32,
+        sink: u32,
+        waiting: &mut Waiting,
+    ) -> Option<Reply> {
+        if waiting.attempt_count == ATTEMPTS_MAX {
+            let (now, answer) = (Instant::now(), Outcome::AGAIN.into());
+            self.shard.on_answer(now, attempt.trace_id, number, sink, answer);
+            return None;
+        }
+        waiting.attempt_count += 1;
+        Some(Reply::new(waiting.answers.clone(), attempt.trace_id, number, sink))
+    }
+
+    fn place(&self, placing: Placing) -> BoxFuture<'static, Replied> {
         let Placing { target: from, hold, asked, bytes } = placing;
         let peers = self.peers.clone();
         Box::pin(async move {
@@ -245,7 +276,7 @@ impl Turn {
                     None
                 }
             };
-            Event::Replied { from, asked, bytes, reply }
+            Replied { from, asked, bytes, reply }
         })
     }
 
@@ -321,13 +352,13 @@ fn label(verdict: Verdict) -> metrics::Verdict {
     }
 }
 
-/// The next event. Outside tokio's budget of a turn: once that is used up, every future that is
+/// The next reply. Outside tokio's budget of a turn: once that is used up, every future that is
 /// ready would be put off, and polled again, one by one.
-async fn next(waiting: &mut Waiting) -> Option<Event> {
-    unconstrained(waiting.next()).await
+async fn next(placings: &mut Placings) -> Option<Replied> {
+    unconstrained(placings.next()).await
 }
 
-/// An event that is there already.
-fn ready(waiting: &mut Waiting) -> Option<Event> {
-    next(waiting).now_or_never().flatten()
+/// A reply that is there already.
+fn ready(placings: &mut Placings) -> Option<Replied> {
+    next(placings).now_or_never().flatten()
 }

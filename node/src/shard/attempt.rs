@@ -5,7 +5,7 @@
 //! is spread by the trace id, so that traces which failed together do not come back together.
 
 use super::Effect;
-use crate::sink::Attempt;
+use crate::sink::{Attempt, Outcome};
 use crate::spans::TraceId;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -59,6 +59,17 @@ pub enum Answer {
     },
     /// Nothing is known: it may have them.
     Unanswered,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Acknowledged => Self::Acknowledged,
+            Outcome::Refused => Self::Refused,
+            Outcome::Again { after } => Self::Again { after },
+            Outcome::Unanswered => Self::Unanswered,
+        }
+    }
 }
 
 /// How an attempt ended.

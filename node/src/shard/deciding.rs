@@ -222,14 +222,14 @@ impl Shard {
 
     fn tell_done(&mut self, index: u32) {
         let Some(trace) = self.table.get(index) else { return };
-        let done = DoneTrace {
-            trace_id: trace_id_bytes(trace.id),
-            verdict: trace.verdict.into(),
-            sum: trace.done_sum(),
-        };
         for holder in self.outlook.others(trace.slot).into_iter().flatten() {
             let (target, _) = self.outlook.member(holder);
-            self.effects.push(Effect::Done { target, done: done.clone() });
+            let done = DoneTrace {
+                trace_id: trace_id_bytes(trace.id),
+                verdict: trace.verdict.into(),
+                sum: trace.done_sum(),
+            };
+            self.effects.push(Effect::Done { target, done });
         }
     }
 }

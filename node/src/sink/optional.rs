@@ -12,14 +12,15 @@
 
 use super::dead_letter::DeadLetters;
 use super::queue::{ATTEMPTS_MAX, Batching, Inbox, Queue, queue};
-use super::{Attempt, Outcome, QueueFull, Sink, joined};
+use super::reply::submit;
+use super::{Attempt, Outcome, Reply, Sink, joined};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::select;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -76,19 +77,16 @@ impl Sink for Optional {
         &self.name
     }
 
-    fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+    fn submit(&self, attempt: Arc<Attempt>, reply: Reply) {
         let bytes = u32::try_from(attempt.bytes).unwrap_or(u32::MAX).min(self.bytes_max);
         let Ok(permit) = self.bytes.clone().try_acquire_many_owned(bytes) else {
-            return self.spill.submit(attempt);
+            return self.spill.submit(attempt, reply);
         };
         let taken = Taken { attempt, _permit: permit };
         if let Err(full) = self.taken.try_send(taken) {
-            return self.spill.submit(full.into_inner().attempt);
+            return self.spill.submit(full.into_inner().attempt, reply);
         }
-        let (answer, outcome) = oneshot::channel();
-        // Its other end is here still.
-        let _ = answer.send(Outcome::Acknowledged);
-        Ok(outcome)
+        reply.give(Outcome::Acknowledged);
     }
 }
 
@@ -129,11 +127,7 @@ async fn deliver(
 ) {
     let mut backoff = BACKOFF_MIN;
     while !stop.is_cancelled() {
-        let outcome = match server.submit(taken.attempt.clone()) {
-            Ok(outcome) => outcome.await.unwrap_or(Outcome::Unanswered),
-            Err(QueueFull) => Outcome::AGAIN,
-        };
-        let after = match outcome {
+        let after = match submit(server, taken.attempt.clone()).await {
             Outcome::Acknowledged | Outcome::Refused => return,
             Outcome::Again { after } => after.unwrap_or_default(),
             Outcome::Unanswered => Duration::ZERO,
@@ -191,12 +185,10 @@ mod tests {
             "otlp"
         }
 
-        fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+        fn submit(&self, attempt: Arc<Attempt>, reply: Reply) {
             let mut came = self.came.lock().unwrap();
-            let (answer, outcome) = oneshot::channel();
-            answer.send((self.says)(came.len())).unwrap();
+            reply.give((self.says)(came.len()));
             came.push(attempt);
-            Ok(outcome)
         }
     }
 
@@ -246,8 +238,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn owner_is_answered_at_once_and_the_server_gets_it_in_the_end() {
         let rig = rig(|n| if n < 5 { Outcome::AGAIN } else { Outcome::Acknowledged }, 1 << 20, 0);
-        let outcome = rig.sink.submit(trace(1, 2)).unwrap();
-        assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
+        let outcome = submit(&*rig.sink, trace(1, 2));
+        assert_eq!(outcome.await, Outcome::Acknowledged);
         rig.wait_for(6).await;
         sleep(10 * BACKOFF_MAX).await;
         assert_eq!(rig.came(), [1; 6]);
@@ -257,9 +249,9 @@ mod tests {
     async fn what_finds_no_room_is_a_dead_letter_and_pushes_nobody_back() {
         let attempt = trace(1, 2);
         let rig = rig(|_| Outcome::AGAIN, attempt.bytes, 1 << 20);
-        assert_eq!(rig.sink.submit(attempt).unwrap().await, Ok(Outcome::Acknowledged));
+        assert_eq!(submit(&*rig.sink, attempt).await, Outcome::Acknowledged);
         for n in 2..=9 {
-            assert_eq!(rig.sink.submit(trace(n, 2)).unwrap().await, Ok(Outcome::Refused));
+            assert_eq!(submit(&*rig.sink, trace(n, 2)).await, Outcome::Refused);
         }
         assert_eq!(rig.lines(), 8);
         assert!(rig.came().iter().all(|n| *n == 1));
@@ -270,7 +262,7 @@ mod tests {
         let rig = rig(|_| Outcome::Acknowledged, 1 << 30, 1 << 20);
         for _ in 0..5_000 {
             // Nothing else runs until the first await.
-            drop(rig.sink.submit(trace(1, 1)).unwrap());
+            drop(submit(&*rig.sink, trace(1, 1)));
         }
         rig.wait_for(5_000).await;
         assert_eq!(rig.lines(), 0);
@@ -279,8 +271,8 @@ mod tests {
     #[tokio::test]
     async fn what_no_file_takes_is_dropped_and_pushes_nobody_back() {
         let rig = rig(|_| Outcome::AGAIN, 1, 10);
-        assert_eq!(rig.sink.submit(trace(1, 1)).unwrap().await, Ok(Outcome::Acknowledged));
-        assert_eq!(rig.sink.submit(trace(2, 1)).unwrap().await, Ok(Outcome::Refused));
+        assert_eq!(submit(&*rig.sink, trace(1, 1)).await, Outcome::Acknowledged);
+        assert_eq!(submit(&*rig.sink, trace(2, 1)).await, Outcome::Refused);
         assert_eq!(rig.lines(), 0);
     }
 
@@ -288,11 +280,11 @@ mod tests {
     async fn what_is_left_at_the_end_is_a_dead_letter() {
         let mut rig = rig(|_| Outcome::AGAIN, 1 << 20, 1 << 20);
         for n in 1..=3 {
-            assert_eq!(rig.sink.submit(trace(n, 1)).unwrap().await, Ok(Outcome::Acknowledged));
+            assert_eq!(submit(&*rig.sink, trace(n, 1)).await, Outcome::Acknowledged);
         }
         rig.stop.cancel();
         rig.keeper.join_next().await.unwrap().unwrap();
         assert_eq!(rig.lines(), 3);
-        assert!(rig.sink.submit(trace(4, 1)).is_err());
+        assert_eq!(submit(&*rig.sink, trace(4, 1)).await, Outcome::AGAIN);
     }
 }

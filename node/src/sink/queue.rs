@@ -1,17 +1,16 @@
 //! The way into a sink: a queue that is bounded in bytes, and the batches taken from it.
 //!
 //! An attempt counts from [`Sink::submit`] until its outcome is known, so what waits and what is on
-//! its way share one bound. The invariant: each attempt taken is answered once. A [`Pending`] that
-//! is dropped, by whatever path, answers [`Outcome::Again`].
+//! its way share one bound.
 //!
 //! The worker that pulls owns the receiving end; the bound is a semaphore that both share.
 
 use super::request::Room;
-use super::{Attempt, Outcome, QueueFull, Sink};
+use super::{Attempt, Outcome, Reply, Sink};
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 /// Attempts in a queue, besides its bound in bytes: at the default of 256 MiB it is only met by
@@ -42,17 +41,15 @@ impl Sink for Queue {
         &self.name
     }
 
-    fn submit(&self, attempt: Arc<Attempt>) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+    fn submit(&self, attempt: Arc<Attempt>, reply: Reply) {
         let bytes = u32::try_from(attempt.bytes).unwrap_or(u32::MAX).min(self.bytes_max);
-        let permit = self.bytes.clone().try_acquire_many_owned(bytes).map_err(|_| QueueFull)?;
-        let (answer, outcome) = oneshot::channel();
+        let Ok(permit) = self.bytes.clone().try_acquire_many_owned(bytes) else { return };
         let counted = Counted { gauge: self.gauge.clone(), permit };
         counted.gauge.inc_by(i64::from(bytes));
         let queued = Instant::now();
-        let pending = Pending { attempt, queued, answer: Some(answer), _counted: counted };
+        let pending = Pending { attempt, queued, reply, _counted: counted };
         // Dropped when the worker has ended or there are too many: nothing was taken.
-        self.sender.try_send(pending).map_err(|_| QueueFull)?;
-        Ok(outcome)
+        let _ = self.sender.try_send(pending);
     }
 }
 
@@ -60,32 +57,17 @@ impl Sink for Queue {
 pub(super) struct Pending {
     pub(super) attempt: Arc<Attempt>,
     queued: Instant,
-    /// `None` once answered.
-    answer: Option<oneshot::Sender<Outcome>>,
+    reply: Reply,
     _counted: Counted,
 }
 
 impl Pending {
-    pub(super) fn answer(mut self, outcome: Outcome) {
-        self.send(outcome);
+    pub(super) fn answer(self, outcome: Outcome) {
+        self.reply.give(outcome);
     }
 
-    /// Nobody waits for the outcome any more, so the attempt should not begin.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.answer.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    fn send(&mut self, outcome: Outcome) {
-        if let Some(answer) = self.answer.take() {
-            // Who asked may have gone; then nobody is left to care.
-            let _ = answer.send(outcome);
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.send(Outcome::AGAIN);
+        self.reply.is_unwanted()
     }
 }
 
@@ -168,7 +150,9 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::reply::submit;
     use crate::sink::testing::trace;
+    use futures_util::FutureExt;
 
     const LINGER: Duration = Duration::from_millis(200);
 
@@ -181,15 +165,19 @@ mod tests {
         let gauge = Gauge::default();
         let attempt = trace(1, 3);
         let (queue, mut inbox) = queue("otlp".into(), 2 * attempt.bytes, gauge.clone());
-        let outcome = queue.submit(attempt.clone()).unwrap();
-        let _second = queue.submit(attempt.clone()).unwrap();
-        assert_eq!(queue.submit(attempt.clone()).unwrap_err(), QueueFull);
+        let outcome = submit(&*queue, attempt.clone());
+        let _second = submit(&*queue, attempt.clone());
+        assert_eq!(submit(&*queue, attempt.clone()).now_or_never(), Some(Outcome::AGAIN));
         assert_eq!(gauge.get(), 2 * attempt.bytes as i64);
         let mut batch = inbox.next_batch(&batching(2, 1 << 20)).await.unwrap();
-        assert_eq!(queue.submit(attempt.clone()).unwrap_err(), QueueFull, "still on its way");
+        assert_eq!(
+            submit(&*queue, attempt.clone()).now_or_never(),
+            Some(Outcome::AGAIN),
+            "still on its way"
+        );
         batch.remove(0).answer(Outcome::Acknowledged);
-        assert_eq!(outcome.await, Ok(Outcome::Acknowledged));
-        let _third = queue.submit(attempt.clone()).unwrap();
+        assert_eq!(outcome.await, Outcome::Acknowledged);
+        let _third = submit(&*queue, attempt.clone());
         drop((batch, inbox));
         assert_eq!(gauge.get(), 0);
     }
@@ -197,27 +185,27 @@ mod tests {
     #[tokio::test]
     async fn attempt_over_the_whole_queue_is_taken_alone() {
         let (queue, _inbox) = queue("otlp".into(), 10, Gauge::default());
-        let _outcome = queue.submit(trace(1, 3)).unwrap();
-        assert_eq!(queue.submit(trace(2, 1)).unwrap_err(), QueueFull);
+        let _outcome = submit(&*queue, trace(1, 3));
+        assert_eq!(submit(&*queue, trace(2, 1)).now_or_never(), Some(Outcome::AGAIN));
     }
 
     #[tokio::test]
     async fn attempt_that_is_dropped_anywhere_answers_again() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        let (pulled, waiting) = (queue.submit(trace(1, 1)), queue.submit(trace(2, 1)));
+        let (pulled, waiting) = (submit(&*queue, trace(1, 1)), submit(&*queue, trace(2, 1)));
         let batch = inbox.next_batch(&batching(1, 1)).await.unwrap();
         assert_eq!(batch.len(), 1);
         drop(batch);
-        assert_eq!(pulled.unwrap().await, Ok(Outcome::AGAIN));
+        assert_eq!(pulled.await, Outcome::AGAIN);
         drop(inbox);
-        assert_eq!(waiting.unwrap().await, Ok(Outcome::AGAIN));
-        assert_eq!(queue.submit(trace(3, 1)).unwrap_err(), QueueFull);
+        assert_eq!(waiting.await, Outcome::AGAIN);
+        assert_eq!(submit(&*queue, trace(3, 1)).now_or_never(), Some(Outcome::AGAIN));
     }
 
     #[tokio::test(start_paused = true)]
     async fn small_batch_waits_for_company_but_not_long() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        let _one = queue.submit(trace(1, 1)).unwrap();
+        let _one = submit(&*queue, trace(1, 1));
         let start = Instant::now();
         let batch = inbox.next_batch(&batching(16, 1 << 20)).await.unwrap();
         assert_eq!((batch.len(), start.elapsed()), (1, LINGER));
@@ -226,7 +214,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn enough_go_at_once_with_all_that_is_there() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        let outcomes: Vec<_> = (0..20).map(|n| queue.submit(trace(n + 1, 1)).unwrap()).collect();
+        let outcomes: Vec<_> = (0..20).map(|n| submit(&*queue, trace(n + 1, 1))).collect();
         let start = Instant::now();
         let batch = inbox.next_batch(&batching(16, 1 << 20)).await.unwrap();
         assert_eq!((batch.len(), start.elapsed()), (outcomes.len(), Duration::ZERO));
@@ -236,7 +224,7 @@ mod tests {
     async fn batch_ends_at_the_size_of_a_request_and_carries_the_rest_over() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
         let traces: Vec<_> = (1..=5).map(|n| trace(n, 4)).collect();
-        let outcomes: Vec<_> = traces.iter().map(|t| queue.submit(t.clone()).unwrap()).collect();
+        let outcomes: Vec<_> = traces.iter().map(|t| submit(&*queue, t.clone())).collect();
         // Each trace has its own resource and scope: about 100 bytes more than its spans.
         let bytes_max = 2 * (traces[0].bytes + 150);
         let mut sizes = Vec::new();
@@ -253,8 +241,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn attempt_over_a_whole_request_goes_alone_and_at_once() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        let _giant = queue.submit(trace(1, 50)).unwrap();
-        let _small = queue.submit(trace(2, 1)).unwrap();
+        let _giant = submit(&*queue, trace(1, 50));
+        let _small = submit(&*queue, trace(2, 1));
         let start = Instant::now();
         let batch = inbox.next_batch(&batching(16, 500)).await.unwrap();
         assert_eq!((batch.len(), start.elapsed()), (1, Duration::ZERO));
@@ -263,8 +251,8 @@ mod tests {
     #[tokio::test]
     async fn cancelled_attempt_never_begins() {
         let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
-        drop(queue.submit(trace(1, 1)).unwrap());
-        let _kept = queue.submit(trace(2, 1)).unwrap();
+        drop(submit(&*queue, trace(1, 1)));
+        let _kept = submit(&*queue, trace(2, 1));
         let batch = inbox.next_batch(&batching(1, 1 << 20)).await.unwrap();
         assert_eq!(batch.len(), 1);
         assert_eq!(batch[0].attempt.trace_id, trace(2, 1).trace_id);

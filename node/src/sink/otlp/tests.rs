@@ -6,6 +6,7 @@ mod several;
 
 use super::over_grpc::RawCodec;
 use super::*;
+use crate::sink::reply::submit;
 use crate::sink::testing::{attempt, decode, resource, scope, span_ids, spans, trace};
 use crate::sink::{Compression, Metrics, Protocol, Sink, queue};
 use crate::spans::TraceId;
@@ -205,9 +206,9 @@ impl Rig {
     }
 
     async fn export(&self, attempts: &[Arc<Attempt>]) -> Vec<Outcome> {
-        let outcomes = attempts.iter().map(|a| self.sink.submit(a.clone()).unwrap());
+        let outcomes = attempts.iter().map(|a| submit(&*self.sink, a.clone()));
         let outcomes: Vec<_> = outcomes.collect();
-        join_all(outcomes).await.into_iter().map(Result::unwrap).collect()
+        join_all(outcomes).await
     }
 
     /// Exports attempts again and again, until the outcome is as wanted.
@@ -320,11 +321,11 @@ async fn warning_without_rejected_spans_is_a_success() {
 async fn silent_server_costs_an_attempt_its_time_and_no_more() {
     let server = Server::start(|_, _| Say::Nothing).await;
     let rig = Rig::new(server.address);
-    let outcome = rig.sink.submit(trace(1, 1)).unwrap();
+    let outcome = submit(&*rig.sink, trace(1, 1));
     server.arrived.notified().await;
     tokio::time::pause();
     let start = Instant::now();
-    assert_eq!(outcome.await, Ok(Outcome::Unanswered));
+    assert_eq!(outcome.await, Outcome::Unanswered);
     assert!(start.elapsed() <= ATTEMPT_MAX);
     assert_eq!(rig.metrics.up.get(), 0);
 }
@@ -333,12 +334,12 @@ async fn silent_server_costs_an_attempt_its_time_and_no_more() {
 async fn connection_that_dies_in_mid_request_leaves_it_unknown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rig = Rig::new(listener.local_addr().unwrap());
-    let outcome = rig.sink.submit(trace(1, 100)).unwrap();
+    let outcome = submit(&*rig.sink, trace(1, 100));
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut some = [0; 200];
     stream.read_exact(&mut some).await.unwrap();
     drop((stream, listener));
-    assert_eq!(outcome.await, Ok(Outcome::Unanswered));
+    assert_eq!(outcome.await, Outcome::Unanswered);
     assert!(rig.dead().is_empty());
 }
 
@@ -453,7 +454,7 @@ async fn panic_while_encoding_costs_that_trace_only() {
     let refused: Vec<_> = (1..=70u8)
         .zip(&outcomes)
         .filter(|(_, outcome)| **outcome != Outcome::Acknowledged)
-        .map(|(n, outcome)| (n, outcome.clone()))
+        .map(|(n, outcome)| (n, *outcome))
         .collect();
     assert_eq!(refused, [(POISON, Outcome::Refused)]);
     assert_eq!(rig.dead(), [TraceId([POISON; 16]).to_string()]);
@@ -492,14 +493,14 @@ async fn stopping_finishes_what_is_in_flight_and_gives_back_the_rest() {
     let mut rig = Rig::new(server.address);
     assert_eq!(rig.export_one().await, Outcome::Acknowledged);
     server.arrived.notified().await;
-    let in_flight = rig.sink.submit(trace(2, 1)).unwrap();
+    let in_flight = submit(&*rig.sink, trace(2, 1));
     server.arrived.notified().await;
-    let waiting = rig.sink.submit(trace(3, 1)).unwrap();
+    let waiting = submit(&*rig.sink, trace(3, 1));
     rig.stop.cancel();
-    assert_eq!(waiting.await, Ok(Outcome::AGAIN));
-    assert!(rig.sink.submit(trace(4, 1)).is_err());
+    assert_eq!(waiting.await, Outcome::AGAIN);
+    assert_eq!(submit(&*rig.sink, trace(4, 1)).await, Outcome::AGAIN);
     tokio::time::pause();
-    assert_eq!(in_flight.await, Ok(Outcome::Unanswered));
+    assert_eq!(in_flight.await, Outcome::Unanswered);
     rig.worker.join_next().await.unwrap().unwrap();
     assert_eq!(rig.metrics.queue_bytes.get(), 0);
 }
