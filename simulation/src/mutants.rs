@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Where mutants are, from the root of the repository.
 const DIRECTORY: &str = "simulation/mutants";
 
+/// How they are built: see `Cargo.toml`.
+const PROFILE: &str = "simulator";
+
 /// A mutant may hang; then it is caught.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -127,7 +130,7 @@ impl Laboratory {
 
     /// Begins with what was built of libraries for the sound program: they need no second build.
     fn copy_builds(&self) -> anyhow::Result<()> {
-        let built = self.root.join("target/release");
+        let built = self.root.join("target").join(PROFILE);
         if self.builds.exists() || !built.exists() {
             return Ok(());
         }
@@ -173,11 +176,11 @@ impl Laboratory {
     /// The program with the fault in it, or why there is none.
     fn build(&self) -> anyhow::Result<Result<PathBuf, String>> {
         let mut cargo = Command::new("cargo");
-        cargo.current_dir(&self.tree).args(["build", "--release", "--locked", "--quiet"]);
+        cargo.current_dir(&self.tree).args(["build", "--profile", PROFILE, "--locked", "--quiet"]);
         cargo.args(["-p", "tracemesh-simulation", "--target-dir"]).arg(&self.builds);
         let built = cargo.output().context("cargo cannot be run")?;
         if built.status.success() {
-            return Ok(Ok(self.builds.join("release/tracemesh-sim")));
+            return Ok(Ok(self.builds.join(PROFILE).join("tracemesh-sim")));
         }
         let said = String::from_utf8_lossy(&built.stderr);
         Ok(Err(said
