@@ -1,16 +1,18 @@
 //! The checks themselves, checked: the tree with one planted fault at a time has to be caught.
 //!
 //! A mutant is a patch file in `simulation/mutants`, with its story above the patch and the number
-//! of seeds within which it must be caught. It is applied to a copy of the tree, built, and run
-//! seed by seed until a check fails that does not fail without the mutant. The invariant: a mutant
+//! of seeds within which it must be caught, or the plan in which it must be. It is applied to a copy
+//! of the tree, built, and run until a check fails that does not fail without the mutant. The invariant: a mutant
 //! is caught, or survives, or does not apply, or does not build, and only the first is good. The
 //! tree that is checked out is never touched; copy and build stay in `target/mutants`, so that the
 //! next mutant rebuilds what it changed and nothing else.
 
 use crate::check::Invariant;
+use crate::report::Report;
 use crate::swarm::{self, Settings};
 use anyhow::{Context, bail};
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,11 +34,32 @@ pub struct Mutant {
     pub name: String,
     /// What was planted, in a sentence or two.
     pub story: String,
-    /// Seeds within which it must be caught.
-    pub seeds: u64,
-    /// Virtual minutes of each.
-    pub minutes: String,
+    /// Where it must be caught.
+    pub ground: Ground,
     path: PathBuf,
+}
+
+/// Where a mutant must be caught.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// In one of the first seeds.
+    Seeds {
+        /// So many.
+        count: u64,
+        /// Virtual minutes of each.
+        minutes: String,
+    },
+    /// In this plan, from the root of the repository: what it needs to show is seldom drawn.
+    Plan(PathBuf),
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seeds { count, .. } => write!(f, "{count} seeds"),
+            Self::Plan(path) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 /// What became of a mutant.
@@ -44,8 +67,8 @@ pub struct Mutant {
 pub enum Fate {
     /// A check failed that holds without it.
     Caught {
-        /// With this seed.
-        seed: u64,
+        /// With this seed, or this plan.
+        by: String,
         /// What failed; nothing, when the process died or hung.
         invariants: Vec<Invariant>,
     },
@@ -84,13 +107,22 @@ fn parse(path: &Path, text: &str) -> anyhow::Result<Mutant> {
     let head = text.split("\ndiff --git").next().unwrap_or_default();
     let value =
         |key: &str| head.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-    let (Some(seeds), Some(minutes)) = (value("Seeds"), value("Minutes")) else {
-        bail!("{}: lines `Seeds: N` and `Minutes: N` must stand above the patch", path.display());
+    let ground = match (value("Plan"), value("Seeds"), value("Minutes")) {
+        (Some(plan), None, None) => Ground::Plan(plan.into()),
+        (None, Some(seeds), Some(minutes)) => {
+            let count = seeds.parse();
+            let count = count.with_context(|| format!("{}: Seeds: {seeds}", path.display()))?;
+            Ground::Seeds { count, minutes: minutes.to_owned() }
+        }
+        _ => bail!(
+            "{}: lines `Seeds: N` and `Minutes: N`, or `Plan: FILE`, must stand above the patch",
+            path.display()
+        ),
     };
-    let seeds = seeds.parse().with_context(|| format!("{}: Seeds: {seeds}", path.display()))?;
-    let told = head.lines().take_while(|line| !line.starts_with("Seeds: "));
+    let is_ground = |line: &&str| line.starts_with("Seeds: ") || line.starts_with("Plan: ");
+    let told = head.lines().take_while(|line| !is_ground(line));
     let story = told.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    Ok(Mutant { name, story, seeds, minutes: minutes.to_owned(), path: path.to_owned() })
+    Ok(Mutant { name, story, ground, path: path.to_owned() })
 }
 
 /// A copy of the tree in which mutants are built.
@@ -190,36 +222,61 @@ impl Laboratory {
             .join("; ")))
     }
 
-    /// Runs seeds, a few at a time, until one fails that does not fail without the mutant.
+    /// Looks for a check that fails, and does not fail without the mutant.
     fn hunt(&self, mutant: &Mutant, program: PathBuf) -> anyhow::Result<Fate> {
-        let arguments = vec!["--minutes".to_owned(), mutant.minutes.clone()];
-        let mut first = 0;
-        while first < mutant.seeds {
-            let next = mutant.seeds.min(first + self.jobs as u64);
-            let settings = Settings {
-                program: program.clone(),
-                arguments: arguments.clone(),
-                seeds: first..next,
-                jobs: self.jobs,
-                patience: PATIENCE,
-                time: PATIENCE,
-            };
+        match &mutant.ground {
+            Ground::Seeds { count, minutes } => self.hunt_seeds(*count, minutes, program),
+            Ground::Plan(plan) => self.hunt_plan(plan, &program),
+        }
+    }
+
+    /// Runs seeds, a few at a time, until one is red.
+    fn hunt_seeds(&self, count: u64, minutes: &str, program: PathBuf) -> anyhow::Result<Fate> {
+        let mut settings = Settings {
+            program,
+            arguments: vec!["--minutes".to_owned(), minutes.to_owned()],
+            seeds: 0..0,
+            jobs: self.jobs,
+            patience: PATIENCE,
+            time: PATIENCE,
+        };
+        while settings.seeds.end < count {
+            let first = settings.seeds.end;
+            settings.seeds = first..count.min(first + self.jobs as u64);
             let summary = swarm::run(&settings, |_, _| {});
             let red = summary.swarm.red.into_iter();
             let broken = summary.broken.into_keys().map(|seed| (seed, Vec::new()));
             for (seed, invariants) in red.chain(broken) {
                 let sound = Settings { program: self.sound.clone(), ..settings.clone() };
-                let report = swarm::simulate(&sound, seed)?;
-                let known = report.verdict.violated;
-                let fails_anyway = invariants.iter().all(|one| known.contains_key(one));
-                if invariants.is_empty() || !fails_anyway {
-                    return Ok(Fate::Caught { seed, invariants });
+                if is_new(&invariants, &swarm::simulate(&sound, seed)?) {
+                    return Ok(Fate::Caught { by: format!("seed {seed}"), invariants });
                 }
             }
-            first = next;
         }
         Ok(Fate::Survived)
     }
+
+    fn hunt_plan(&self, plan: &Path, program: &Path) -> anyhow::Result<Fate> {
+        let by = plan.display().to_string();
+        let plan = self.root.join(plan);
+        let sound = swarm::replay(&self.sound, &plan, PATIENCE)?;
+        let red = match swarm::replay(program, &plan, PATIENCE) {
+            Ok(report) if report.verdict.is_green() => return Ok(Fate::Survived),
+            Ok(report) => report.verdict.violated.into_keys().collect(),
+            Err(_) => Vec::new(),
+        };
+        if !is_new(&red, &sound) {
+            return Ok(Fate::Survived);
+        }
+        Ok(Fate::Caught { by, invariants: red })
+    }
+}
+
+/// Whether something failed that does not fail in the sound program; nothing stands for a process
+/// that died or hung.
+fn is_new(red: &[Invariant], sound: &Report) -> bool {
+    let known = &sound.verdict.violated;
+    red.is_empty() || !red.iter().all(|invariant| known.contains_key(invariant))
 }
 
 /// So many of the mutants, others for every `number`, so that all have their turn.
@@ -244,13 +301,19 @@ diff --git a/x b/x\n--- a/x\n+++ b/x\n";
     #[test]
     fn mutant_tells_its_story_and_how_soon_it_must_be_caught() {
         let mutant = mutant("one");
-        assert_eq!((mutant.seeds, mutant.minutes.as_str()), (20, "0.5"));
+        assert_eq!(mutant.ground, Ground::Seeds { count: 20, minutes: "0.5".to_owned() });
         assert_eq!(
             (mutant.name.as_str(), mutant.story.as_str()),
             ("one", "A span is acknowledged after one copy.")
         );
         let error = parse(Path::new("x.patch"), "diff --git a/x b/x").unwrap_err();
         assert!(error.to_string().contains("Seeds: N"), "{error}");
+        let mutant =
+            parse(Path::new("x.patch"), "A story.\n\nPlan: a/b.json\n\ndiff --git").unwrap();
+        assert_eq!(
+            (mutant.story.as_str(), mutant.ground),
+            ("A story.", Ground::Plan("a/b.json".into()))
+        );
     }
 
     #[test]

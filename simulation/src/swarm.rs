@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -170,13 +170,28 @@ pub fn run(settings: &Settings, mut tell: impl FnMut(u64, &Result<Report, ChildE
 /// There is no report, because the process died, hung, or printed something else.
 pub fn simulate(settings: &Settings, seed: u64) -> Result<Report, ChildError> {
     let mut command = Command::new(&settings.program);
-    command.arg("replay").arg(seed.to_string()).arg("--json").args(&settings.arguments);
+    command.arg("replay").arg(seed.to_string()).args(&settings.arguments);
+    report(command, settings.patience)
+}
+
+/// Runs what a plan says in a process of its own.
+///
+/// # Errors
+/// There is no report of it.
+pub fn replay(program: &Path, plan: &Path, patience: Duration) -> Result<Report, ChildError> {
+    let mut command = Command::new(program);
+    command.args(["replay", "--plan"]).arg(plan);
+    report(command, patience)
+}
+
+fn report(mut command: Command, patience: Duration) -> Result<Report, ChildError> {
+    command.arg("--json");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let (output, complaints) = (child.stdout.take(), child.stderr.take());
     let reading = std::thread::spawn(move || read(output));
     let complaining = std::thread::spawn(move || read(complaints));
-    let status = wait(&mut child, settings.patience)?;
+    let status = wait(&mut child, patience)?;
     let text = |reader: std::thread::JoinHandle<String>| reader.join().unwrap_or_default();
     let (output, complaints) = (text(reading), text(complaining));
     // Exit code 1 says that checks failed, and there is a report of it.

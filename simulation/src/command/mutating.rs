@@ -25,8 +25,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
     let root = std::env::current_dir().context("no current directory")?;
     let mutants = chosen(arguments, &root).map_err(Failure::Usage)?;
     if arguments.list {
-        for Mutant { name, seeds, story, .. } in &mutants {
-            print(format_args!("{name} (within {seeds} seeds): {story}\n"))?;
+        for Mutant { name, ground, story, .. } in &mutants {
+            print(format_args!("{name} (within {ground}): {story}\n"))?;
         }
         return Ok(Finding::Green);
     }
@@ -61,15 +61,15 @@ fn chosen(arguments: &Arguments, root: &Path) -> anyhow::Result<Vec<Mutant>> {
 
 fn told(mutant: &Mutant, fate: &Fate) -> String {
     match fate {
-        Fate::Caught { seed, invariants } if invariants.is_empty() => {
-            format!("caught with seed {seed}: the process died or hung")
+        Fate::Caught { by, invariants } if invariants.is_empty() => {
+            format!("caught with {by}: the process died or hung")
         }
-        Fate::Caught { seed, invariants } => {
+        Fate::Caught { by, invariants } => {
             let names: Vec<_> = invariants.iter().map(|invariant| invariant.name()).collect();
-            format!("caught with seed {seed}: {}", names.join(", "))
+            format!("caught with {by}: {}", names.join(", "))
         }
         Fate::Survived => {
-            format!("SURVIVED {} seeds: the checks have a hole. {}", mutant.seeds, mutant.story)
+            format!("SURVIVED {}: the checks have a hole. {}", mutant.ground, mutant.story)
         }
         Fate::DoesNotApply(why) => format!("DOES NOT APPLY, mend the patch: {why}"),
         Fate::DoesNotBuild(why) => format!("DOES NOT BUILD, mend the patch: {why}"),
