@@ -252,7 +252,7 @@ mod tests {
         for (mood, said, kept) in [
             (None, Outcome::Acknowledged, true),
             (Some(Mood::Dead), Outcome::Unanswered, false),
-            (Some(Mood::Failing { share: half }), again.clone(), false),
+            (Some(Mood::Failing { share: half }), again, false),
             (Some(Mood::Lying { share: half }), again, true),
             (Some(Mood::Mute { share: half }), Outcome::Unanswered, true),
             (Some(Mood::Refusing { share: half }), Outcome::Refused, false),
