@@ -329,8 +329,19 @@ diff --git a/x b/x\n--- a/x\n+++ b/x\n";
     }
 
     #[test]
-    fn mutants_of_this_repository_can_be_read() {
+    fn mutants_of_this_repository_apply_to_its_tree() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        assert!(all(root).unwrap().len() >= 8);
+        let mutants = all(root).unwrap();
+        assert!(mutants.len() >= 8);
+        for mutant in mutants {
+            let mut git = Command::new("git");
+            let checked =
+                git.current_dir(root).args(["apply", "--check"]).arg(&mutant.path).output();
+            let said = checked.unwrap();
+            assert!(said.status.success(), "{}: {said:?}", mutant.name);
+            if let Ground::Plan(plan) = mutant.ground {
+                assert!(root.join(plan).exists(), "{}", mutant.name);
+            }
+        }
     }
 }
