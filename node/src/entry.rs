@@ -336,7 +336,7 @@ impl OpenRequest {
         Some(self.placement.view().get(target)?.incarnation)
     }
 
-    /// Groups what lacks, in ascending order of traces, into one batch per target, mark and content.
+    /// Groups what lacks, in ascending order of traces, into one batch per target, mark, content.
     fn batch(&mut self, lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
         let mut sends: Vec<Send> = Vec::new();
         for (target, mark, content, trace) in lacking {

@@ -3,8 +3,8 @@
 //! A sink makes *single* attempts: the owner of a trace decides when to try again (PROTOCOL.md,
 //! D2). Each sink is one task with one queue, bounded in bytes. The invariant: it answers every
 //! attempt exactly once, and within [`ATTEMPT_MAX`] of beginning it; one that does not fit into the
-//! queue, or is dropped on the way, with [`Outcome::Again`]. A sink keeps nothing: the spans stay with their holders until it
-//! acknowledged them, so stopping one loses nothing.
+//! queue, or is dropped on the way, with [`Outcome::Again`]. A sink keeps nothing: the spans stay
+//! with their holders until it acknowledged them, so stopping one loses nothing.
 //!
 //! A bad trace costs that trace only: what makes encoding panic, or what a server refuses for good,
 //! is singled out of its request, written raw to the sink's dead-letter file, and refused.

@@ -1,11 +1,11 @@
 //! The checks themselves, checked: the tree with one planted fault at a time has to be caught.
 //!
 //! A mutant is a patch file in `simulation/mutants`, with its story above the patch and the number
-//! of seeds within which it must be caught, or the plan in which it must be. It is applied to a copy
-//! of the tree, built, and run until a check fails that does not fail without the mutant. The invariant: a mutant
-//! is caught, or survives, or does not apply, or does not build, and only the first is good. The
-//! tree that is checked out is never touched; copy and build stay in `target/mutants`, so that the
-//! next mutant rebuilds what it changed and nothing else.
+//! of seeds within which it must be caught, or the plan in which it must be. It is applied to a
+//! copy of the tree, built, and run until a check fails that does not fail without the mutant. The
+//! invariant: a mutant is caught, or survives, or does not apply, or does not build, and only the
+//! first is good. The tree that is checked out is never touched; copy and build stay in
+//! `target/mutants`, so that the next mutant rebuilds what it changed and nothing else.
 
 use crate::check::Invariant;
 use crate::report::Report;

@@ -1,8 +1,8 @@
 //! The task of one shard: wait for something, let the shard take it in, carry out what it wants.
 //!
 //! What another machine may take its time over is a future of this task, polled beside its inputs;
-//! sinks answer into a channel. None is waited for. An answer that comes too late finds the attempt's
-//! number changed, and is ignored by the shard.
+//! sinks answer into a channel. None is waited for. An answer that comes too late finds the
+//! attempt's number changed, and is ignored by the shard.
 
 use super::outgoing::{self, Outgoing, Placing};
 use super::{Held, Input};
