@@ -1,44 +1,5 @@
-//! Bytes of a peer: the frame around a message, and the messages in it.
+//! `frame` of the properties.
 
 #![no_main]
 
-#[expect(dead_code, reason = "the target needs a part of the module, which is private")]
-#[path = "../../transport/src/frame.rs"]
-mod envelope;
-
-use bytes::Bytes;
-use envelope::{Decoder, Frame};
-use libfuzzer_sys::fuzz_target;
-use prost::Message;
-use std::fmt::Debug;
-use tracemesh::frame::{self, Done, Explain, ExplainReply, Hold, HoldReply};
-
-/// A message that is understood is understood in the same way when it is written again.
-fn assert_same_again<M: Message + Default + PartialEq + Debug>(payload: &Bytes) {
-    if let Ok(message) = frame::decode::<M>(payload.clone()) {
-        assert_eq!(frame::decode::<M>(frame::encode(&message)).expect("it was written"), message);
-    }
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    let by_datagram = Frame::decode(Bytes::copy_from_slice(bytes));
-    let mut decoder = Decoder::default();
-    let pieces = bytes.chunks(7).try_for_each(|piece| {
-        let taken = decoder.push_header(piece)?;
-        decoder.push_payload(&piece[taken..])
-    });
-    assert_eq!(pieces.and_then(|()| decoder.finish()), by_datagram);
-    let Ok(frame) = by_datagram else { return };
-    match frame.kind {
-        frame::kind::HOLD => {
-            assert_same_again::<Hold>(&frame.payload);
-            assert_same_again::<HoldReply>(&frame.payload);
-        }
-        frame::kind::DONE => assert_same_again::<Done>(&frame.payload),
-        frame::kind::EXPLAIN => {
-            assert_same_again::<Explain>(&frame.payload);
-            assert_same_again::<ExplainReply>(&frame.payload);
-        }
-        _ => {}
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tracemesh_fuzz::frame::check(bytes));

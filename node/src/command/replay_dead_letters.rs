@@ -191,6 +191,7 @@ async fn send(client: &Client, letter: &Letter) -> Sent {
                     break;
                 }
                 Answer::Never { reason } => return Sent::Refused(reason),
+                Answer::Barred { reason } => return Sent::Stopped(reason),
                 Answer::Later { after, reason } => (after.unwrap_or_default(), reason),
                 Answer::Unreached { reason } | Answer::Unanswered { reason } => {
                     (Duration::ZERO, reason)

@@ -3,8 +3,7 @@
 //! Pure: turns an answer into bytes. The invariant: `partial_success` appears only when spans were
 //! refused for good, since clients never send again what it names; times to wait are whole seconds,
 //! rounded up, since the collector's own receivers and clients cut fractions off; and no answer is
-//! longer than [`MESSAGE_BYTES_MAX`] and some bytes, whatever a client sent, so that none is worth
-//! compressing.
+//! longer than [`MESSAGE_BYTES_MAX`] and some bytes, whatever a client sent.
 
 use super::{Accepted, Refusal};
 use bytes::Bytes;

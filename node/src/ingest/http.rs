@@ -2,10 +2,10 @@
 //!
 //! The invariant: the answer has the request's content type, for whatever fails a
 //! `google.rpc.Status`; where that type is neither, plain text. What is no export request is told
-//! what would be. Answers are never compressed: [`answer`] bounds them to some bytes. A refused
-//! request is read to its end, and forgotten, for some seconds: an HTTP/1 client that is still
-//! sending would otherwise see a broken connection, and send again for ever what can never be
-//! accepted.
+//! what would be. Answers from [`COMPRESSED_BYTES_MIN`] on are compressed for clients that take
+//! that. A refused request is read to its end, and forgotten, for some seconds: an HTTP/1 client
+//! that is still sending would otherwise see a broken connection, and send again for ever what can
+//! never be accepted.
 
 use super::answer::{self, Failure};
 use super::collect::Encoding;
@@ -30,6 +30,9 @@ use tokio::time::timeout;
 use tonic::Code;
 use tower::util::option_layer;
 use tower::{Layer, service_fn};
+use tower_http::CompressionLevel;
+use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::{CompressionBody, CompressionLayer};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// How long a refused client may go on sending before it gets its answer: 64 MiB at 0.1 Gbit/s.
@@ -38,6 +41,9 @@ const FORGET_MAX: Duration = Duration::from_secs(5);
 const JSON_INLINE_MAX: usize = 1 << 20;
 /// How long browsers may remember what a web page may send; none remembers longer than two hours.
 const CORS_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Below this an answer is longer compressed than as it is: a message shrinks to two thirds, and
+/// the frame of gzip takes 18 bytes, the header for it and the chunks of HTTP/1 some 45.
+const COMPRESSED_BYTES_MIN: u16 = 256;
 const TRACES: &str = "/v1/traces";
 const OTHER_SIGNALS: [&str; 3] = ["/v1/metrics", "/v1/logs", "/v1development/profiles"];
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
@@ -64,11 +70,13 @@ type Answer = Response<Full<Bytes>>;
 pub(super) fn service<E: Export>(
     intake: Intake<E>,
     cors_origins: &[HeaderValue],
-) -> impl Respond<Full<Bytes>> {
+) -> impl Respond<CompressionBody<Full<Bytes>>> {
     let respond = service_fn(move |request: Request<Incoming>| {
         let intake = intake.clone();
         async move { Ok::<_, Infallible>(respond(&intake, request).await) }
     });
+    let compress = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    let respond = compress.compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN)).layer(respond);
     TowerToHyperService::new(option_layer(cors(cors_origins)).layer(respond))
 }
 

@@ -10,6 +10,7 @@
 use super::collect::{Collector, Encoding};
 use super::tokens::Tokens;
 use super::{Accepted, Admission, Export, Refusal};
+use crate::memory::Shortage;
 use crate::metrics::{Answer, IngestMetrics, Protocol, Reason};
 use crate::reload::InUse;
 use bytes::Bytes;
@@ -18,8 +19,8 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
@@ -42,6 +43,7 @@ pub struct InFlight {
     bytes: AtomicUsize,
     bytes_max: usize,
     turn: AtomicU32,
+    shortage: Mutex<Shortage>,
     /// Permits of what is done aside.
     aside: Arc<Semaphore>,
 }
@@ -49,13 +51,19 @@ pub struct InFlight {
 impl InFlight {
     /// None yet, and at most `bytes_max`.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        let (bytes, turn) = Default::default();
-        Arc::new(Self { bytes, bytes_max, turn, aside: Arc::new(Semaphore::new(ASIDE_MAX)) })
+        let (bytes, turn, shortage) = Default::default();
+        let aside = Arc::new(Semaphore::new(ASIDE_MAX));
+        Arc::new(Self { bytes, bytes_max, turn, shortage, aside })
     }
 
     /// Bytes now.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
+    }
+
+    /// Whether clients are put off because of them, or were some seconds ago.
+    pub fn is_short(&self, now: Instant) -> bool {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner).is_told(now)
     }
 
     /// A charge of nothing yet.
@@ -75,6 +83,12 @@ impl InFlight {
             work()
         });
         done.await.unwrap_or_else(|_| Err(Refusal::Malformed(PANICKED.into())))
+    }
+
+    /// Asks a client to come back when there is room.
+    fn full(&self) -> Refusal {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner).on_met(Instant::now());
+        self.later(IN_FLIGHT_FULL)
     }
 
     /// Asks a client to come back, each after another time.
@@ -99,7 +113,7 @@ impl Charge {
         let is_alone = before == self.bytes;
         if before.saturating_add(bytes) > self.in_flight.bytes_max && !is_alone {
             self.in_flight.bytes.fetch_sub(bytes, Relaxed);
-            return Err(self.later(IN_FLIGHT_FULL));
+            return Err(self.in_flight.full());
         }
         self.bytes += bytes;
         Ok(())
@@ -159,7 +173,7 @@ impl<E: Export> Intake<E> {
             Admission::Serving | Admission::Leaving => {}
         }
         if self.in_flight.bytes() >= self.in_flight.bytes_max {
-            return Err(self.in_flight.later(IN_FLIGHT_FULL));
+            return Err(self.in_flight.full());
         }
         Ok(self.in_flight.charge())
     }

@@ -4,7 +4,6 @@
 //! view seen, to count its changes.
 
 use super::{End, Parts};
-use crate::frame::Origin;
 use crate::metrics::{
     self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
     PeerLabels, Role, RoleLabels,
@@ -59,7 +58,8 @@ pub(super) fn status(parts: &Parts) -> Status {
     if is_unreplicated(parts, &placement) {
         degraded.push("unreplicated".to_owned());
     }
-    if parts.memory.is_full(Origin::Entry) {
+    let now = Instant::now();
+    if parts.memory.is_short(now) || parts.in_flight.is_short(now) {
         degraded.push("full".to_owned());
     }
     let mut documents: Vec<status::Member> =

@@ -8,7 +8,7 @@
 //! is dropped, which is counted and said.
 
 use super::file::LineFile;
-use super::health::{Health, Pace};
+use super::health::{Health, Pace, Trouble};
 use super::lines::Lines;
 use super::metrics::{DeadLetterMetrics, Metrics};
 use super::{Attempt, Outcome, WallClock, letter};
@@ -111,7 +111,7 @@ impl DeadLetters {
                 Outcome::Refused
             }
             Err(error) => {
-                if health.down() {
+                if health.down(Trouble::Passing) {
                     let error: &dyn std::error::Error = &error;
                     tracing::error!(sink, error, "a trace that is refused cannot become a letter");
                 }

@@ -1,4 +1,4 @@
-//! Whether something works now, told once: a gauge, and one log line an outage.
+//! Whether something works now, told once: a gauge, and one log line for each trouble.
 //!
 //! Its owner logs, as only it knows how bad an outage is. Something that fails and works in turns
 //! is logged at most every [`LOG_EVERY`], so nothing outside can fill the log.
@@ -36,11 +36,21 @@ pub(super) struct Health {
     pace: Pace,
 }
 
+/// Why something does not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It may pass by itself.
+    Passing,
+    /// Somebody has to mend what was configured.
+    Settings,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Up,
-    /// `told`: the outage was logged, so its end should be.
+    /// `told`: the trouble was logged, so its end should be.
     Down {
+        trouble: Trouble,
         told: bool,
     },
 }
@@ -52,22 +62,20 @@ impl Health {
         Self { gauge, state: Mutex::new(State::Up), pace: Pace::default() }
     }
 
-    /// It failed for now. True when that should be logged.
-    pub(super) fn down(&self) -> bool {
+    /// It failed. True when that should be logged.
+    pub(super) fn down(&self, trouble: Trouble) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state != State::Up {
-            return false;
-        }
-        let told = self.pace.due();
-        *state = State::Down { told };
+        let was_told = *state == State::Down { trouble, told: true };
+        let tell = !was_told && self.pace.due();
+        *state = State::Down { trouble, told: was_told || tell };
         self.gauge.set(0);
-        told
+        tell
     }
 
     /// It worked. True when the end of an outage should be logged.
     pub(super) fn up(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = *state == State::Down { told: true };
+        let ended = matches!(*state, State::Down { told: true, .. });
         *state = State::Up;
         self.gauge.set(1);
         ended
@@ -82,13 +90,26 @@ mod tests {
     async fn an_outage_is_told_once_and_flapping_not_every_time() {
         let gauge = Gauge::default();
         let health = Health::new(gauge.clone());
+        let down = || health.down(Trouble::Passing);
         assert_eq!(gauge.get(), 1);
-        assert_eq!((health.up(), health.down(), health.down()), (false, true, false));
+        assert_eq!((health.up(), down(), down()), (false, true, false));
         assert_eq!(gauge.get(), 0);
         assert_eq!((health.up(), health.up()), (true, false));
         assert_eq!(gauge.get(), 1);
-        assert_eq!((health.down(), health.up()), (false, false));
+        assert_eq!((down(), health.up()), (false, false));
         tokio::time::advance(LOG_EVERY).await;
-        assert_eq!((health.down(), health.up()), (true, true));
+        assert_eq!((down(), health.up()), (true, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_trouble_is_told_though_the_first_has_not_ended() {
+        let health = Health::new(Gauge::default());
+        assert!(health.down(Trouble::Passing));
+        assert!(!health.down(Trouble::Settings), "not yet");
+        tokio::time::advance(LOG_EVERY).await;
+        assert!(health.down(Trouble::Settings));
+        tokio::time::advance(LOG_EVERY).await;
+        assert!(!health.down(Trouble::Settings), "it was told");
+        assert!(health.up());
     }
 }

@@ -8,7 +8,7 @@
 //! which is said after [`ATTEMPT_MAX`], and the queue fills until the disk is back.
 
 use super::dead_letter::DeadLetters;
-use super::health::Health;
+use super::health::{Health, Trouble};
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
@@ -78,7 +78,7 @@ impl<L: Lines> Worker<L> {
             });
             let Ok(written) = timeout(ATTEMPT_MAX, &mut writing).await else {
                 batch.into_iter().for_each(|pending| pending.answer(Outcome::Unanswered));
-                if health.down() {
+                if health.down(Trouble::Passing) {
                     tracing::error!(path, "a write takes longer than an attempt may");
                 }
                 let Some(returned) = returned(writing, &stop).await else {
@@ -136,7 +136,7 @@ impl<L: Lines> Worker<L> {
     }
 
     fn on_error(&self, error: &io::Error) {
-        if self.health.down() {
+        if self.health.down(Trouble::Passing) {
             let path = &self.path;
             tracing::error!(path, %error, "cannot write; traces wait with their owners");
         }

@@ -3,7 +3,9 @@
 //! What an answer means is OTLP's: acknowledged, later, or never. A request that will never be
 //! taken is halved and sent again until the attempt to blame is alone, so a poisonous trace costs
 //! the others nothing but time; alone, it becomes a dead letter. A request that makes encoding
-//! panic goes the same way, and so does a trace that is put off for too long.
+//! panic goes the same way, and so does a trace that is put off for too long. Where the server
+//! blames the way of sending and not what was sent, all of a request become dead letters: OTLP
+//! forbids to send it again, and no half of it would fare better.
 //!
 //! The invariant: an attempt is acknowledged only when the server said so of each of its requests,
 //! and refused only when a server that was reached said never, or later for `retry_for`. Bounded by
@@ -22,7 +24,7 @@ pub(crate) use client::Client;
 pub use client::Target;
 
 use super::dead_letter::DeadLetters;
-use super::health::{Health, Pace};
+use super::health::{Health, Pace, Trouble};
 use super::metrics::SinkMetrics;
 use super::queue::{Batching, Inbox, Pending};
 use super::{ATTEMPT_MAX, Attempt, Outcome, guarded, joined, request};
@@ -156,6 +158,12 @@ impl Exporter {
                         self.refuse(pending, reason.clone()).await;
                     }
                 }
+                Answer::Barred { reason } => {
+                    self.on_barred(&reason);
+                    for pending in part {
+                        self.refuse(pending, reason.clone()).await;
+                    }
+                }
                 Answer::Never { .. } => {
                     parts.push(part.split_off(part.len() / 2));
                     parts.push(part);
@@ -240,7 +248,9 @@ impl Exporter {
         let mut since = self.answering_since.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Answer::Unreached { .. } | Answer::Unanswered { .. } => *since = None,
-            Answer::Later { .. } => *since = since.or(Some(Instant::now())),
+            Answer::Later { .. } | Answer::Barred { .. } => {
+                *since = since.or(Some(Instant::now()));
+            }
             Answer::Taken { .. } | Answer::Never { .. } => {
                 *since = since.or(Some(Instant::now()));
                 if self.health.up() {
@@ -265,9 +275,22 @@ impl Exporter {
     }
 
     fn on_later(&self, reason: &str) {
-        if self.health.down() {
+        if self.health.down(Trouble::Passing) {
             let (sink, endpoint) = (self.client.sink(), self.client.endpoint());
             tracing::warn!(sink, endpoint, reason, "sink takes nothing; traces wait");
+        }
+    }
+
+    fn on_barred(&self, reason: &str) {
+        if self.health.down(Trouble::Settings) {
+            let (sink, endpoint) = (self.client.sink(), self.client.endpoint());
+            tracing::error!(
+                sink,
+                endpoint,
+                reason,
+                "sink lets nothing in: check its endpoint, protocol, headers and tls; \
+                 until that is mended traces become dead letters"
+            );
         }
     }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tracemesh_tests::grpc::{Answer, Client, Server};
 use tracemesh_tests::host::Host;
+use tracemesh_tests::http;
 use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::wait::{last, wait_until, wait_within};
 
@@ -198,6 +199,12 @@ fn retry_seconds(status: &[u8]) -> u64 {
     seconds.try_into().expect("nobody can wait for less than nothing")
 }
 
+/// Whether the node says at `path` that it is full.
+fn says_full(node: &Node, path: &str) -> bool {
+    let degraded = http::get(&node.console_url(path)).json()["degraded"].take();
+    degraded.as_array().expect("what is degraded is a list").contains(&json!("full"))
+}
+
 fn assert_within_budget(node: &Node) {
     let metrics = node.metrics();
     let bytes = metrics.sum("tracemesh_memory_bytes", &[]);
@@ -213,12 +220,17 @@ fn full_node_puts_clients_off_and_loses_nothing_of_what_it_acknowledged() {
     let load = Load::default();
     let mut client = Client::new(node.grpc_url());
     assert!(load.by_grpc(&mut client) && load.by_http(&node), "there is room at first");
+    assert!(!says_full(&node, "/readyz"));
     let before = node.program().resident_bytes_max();
 
     wait_until("the budget to be used up", || !load.by_grpc(&mut client));
     wait_until("HTTP to say so, too", || !load.by_http(&node));
     // Balancers would otherwise take all full nodes out at once.
     assert!(node.is_ready());
+    for _ in 0..20 {
+        let says_full = || ["/readyz", "/api/v1/status"].map(|path| says_full(&node, path));
+        assert!(load.by_grpc(&mut client) || says_full() == [true; 2], "clients are put off");
+    }
     assert_within_budget(&node);
 
     // Clients that do not wait at all.
@@ -247,6 +259,7 @@ fn full_node_puts_clients_off_and_loses_nothing_of_what_it_acknowledged() {
     assert!(acknowledged.len() > 1000, "the budget held {}", acknowledged.len());
     let all = || (sink.missing(&acknowledged) == 0).then_some(());
     wait_within(SINK_IS_FOUND_AGAIN, "all that was acknowledged to come out", all);
+    wait_until("nobody to be put off any more", || !says_full(&node, "/readyz"));
 }
 
 /// A client of a storm: it sends each request until it is acknowledged, as a collector does, and

@@ -36,6 +36,13 @@ fn refused_traces_are_dead_letters_that_can_be_sent_again() {
     let file = settings.directory().join("data/before/dead-letters/otlp.jsonl");
     let letters = fs::read_to_string(&file).expect("there are dead letters");
     assert!(letters.contains("HTTP 404"), "{letters}");
+    assert_eq!(settings.log().matches("sink lets nothing in").count(), 1, "{}", settings.log());
+    let mut wrong_again = Command::new(TRACEMESH);
+    wrong_again.arg("replay-dead-letters").arg(&file).args(["--protocol", "http"]);
+    wrong_again.args(["--to", &behind.http_url("/nowhere")]);
+    let ended = Program::run("replay-wrong", host.path(), &mut wrong_again);
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.output.contains("stopped before line 1: HTTP 404"), "{}", ended.output);
     let damaged = letters.replacen('\n', "\n{\"sink\":\n", 1);
     fs::write(&file, damaged).expect("they can be damaged");
     let mut command = Command::new(TRACEMESH);

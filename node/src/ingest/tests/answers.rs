@@ -3,6 +3,7 @@
 use super::*;
 use crate::ingest::intake::ASIDE_MAX;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tokio::time::Instant;
 
 #[tokio::test]
 async fn empty_requests_succeed() {
@@ -184,7 +185,9 @@ async fn bytes_in_flight_are_bounded_over_both_protocols() {
     let second = async {
         server.wait_received(1).await;
         assert_eq!(server.in_flight.bytes(), 600);
+        assert!(!server.in_flight.is_short(Instant::now()));
         let by_http = server.post(&[PROTOBUF], vec![2; 600]).await;
+        assert!(server.in_flight.is_short(Instant::now()), "a client was put off");
         let by_grpc = server.export(&[], frame(0, &[3; 600])).await;
         // What expands over the bound is refused as well, with all its bytes given back.
         let grown = frame(1, &gzip(&[4; 900]));

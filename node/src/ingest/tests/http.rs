@@ -1,6 +1,7 @@
 //! OTLP over HTTP alone.
 
 use super::*;
+use std::io::Read;
 
 #[tokio::test]
 async fn http_hands_on_the_bytes_of_a_body_in_any_encoding() {
@@ -103,6 +104,65 @@ async fn answer_is_short_whatever_a_client_sent() {
     let path = format!("/{}", "y".repeat(4000));
     let reply = server.call(&path, &[], frame(0, b"")).await;
     assert!(reply.grpc_message().contains("yyy") && reply.grpc_message().len() < 1024);
+}
+
+#[tokio::test]
+async fn answer_is_compressed_as_the_client_takes_it_where_that_makes_it_shorter() {
+    let server = Server::start().await;
+    let message = "10 spans have a trace id or span id that is zero; ".repeat(8);
+    let partial = Ok(Accepted { refused_span_count: 10, message: message.clone() });
+    for (accepted, encoding) in [
+        ("gzip", "gzip"),
+        ("zstd", "zstd"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip;q=0.9, zstd;q=0.1", "gzip"),
+        ("br, gzip;q=0", ""),
+        ("identity", ""),
+        ("gzip;q=0.5, identity", ""),
+        ("*;q=0", ""),
+    ] {
+        for answer in [partial.clone(), Err(Refusal::Malformed(message.clone()))] {
+            server.answer(answer);
+            for (format, body) in [(PROTOBUF, "x"), (JSON, "{}")] {
+                let plain = server.post(&[format], body).await;
+                assert_eq!(plain.header(CONTENT_ENCODING), "", "nobody asked");
+                let mut reply = server.post(&[format, ("accept-encoding", accepted)], body).await;
+                assert_eq!(reply.header(CONTENT_ENCODING), encoding, "{accepted}");
+                assert_eq!(reply.header("vary"), "accept-encoding");
+                assert_eq!(reply.status, plain.status);
+                assert_eq!(reply.header(CONTENT_TYPE), plain.header(CONTENT_TYPE));
+                if !encoding.is_empty() {
+                    assert!(reply.body.len() < plain.body.len() / 2, "{reply:?}");
+                    reply.body = decompressed(encoding, &reply.body);
+                }
+                assert_eq!(reply.body, plain.body);
+                assert!(String::from_utf8_lossy(&reply.body).contains(&message));
+            }
+        }
+    }
+}
+
+fn decompressed(encoding: &str, bytes: &[u8]) -> Bytes {
+    let mut plain = Vec::new();
+    match encoding {
+        "gzip" => flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).unwrap(),
+        _ => ::zstd::Decoder::new(bytes).unwrap().read_to_end(&mut plain).unwrap(),
+    };
+    plain.into()
+}
+
+#[tokio::test]
+async fn short_answer_is_never_compressed() {
+    let server = Server::start().await;
+    for answer in [Ok(Accepted::default()), Err(later(1200))] {
+        server.answer(answer);
+        for (format, body) in [(PROTOBUF, "x"), (JSON, "{}")] {
+            let reply = server.post(&[format, ("accept-encoding", "gzip, zstd")], body).await;
+            assert_eq!(reply.header(CONTENT_ENCODING), "");
+            assert_eq!(reply.header("content-length"), reply.body.len().to_string());
+            assert_eq!(reply.body, server.post(&[format], body).await.body);
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! What a server's answer means, over either protocol.
 //!
-//! OTLP tells three things apart: taken (perhaps without some spans), later, and never. Two more
-//! come from the way there: no server was reached, so nothing was sent; or something was sent and
-//! nothing is known of it. The messages that say more are decoded here.
+//! OTLP tells three things apart: taken (perhaps without some spans), later, and never. Whether
+//! never is said of what was sent or of how is told apart besides. Two more come from the way
+//! there: no server was reached, so nothing was sent; or something was sent and nothing is known of
+//! it. The messages that say more are decoded here.
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
@@ -29,6 +30,9 @@ pub(crate) enum Answer {
     Unanswered { reason: String },
     /// The server does not take it, and never will.
     Never { reason: String },
+    /// The server takes nothing that comes in this way, whatever it is: somebody has to mend the
+    /// sink's settings or the server's.
+    Barred { reason: String },
 }
 
 impl Answer {

@@ -131,7 +131,9 @@ impl Client {
             let index = (first + number) % count;
             let answer = self.servers[index].call(&self.sink, request.clone(), deadline).await;
             match &answer {
-                Answer::Taken { .. } | Answer::Never { .. } => return answer,
+                Answer::Taken { .. } | Answer::Never { .. } | Answer::Barred { .. } => {
+                    return answer;
+                }
                 Answer::Unanswered { reason } => {
                     self.leave(index, reason);
                     return answer;

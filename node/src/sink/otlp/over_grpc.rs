@@ -109,12 +109,12 @@ fn reply(status: &Status) -> Reply {
         | Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
-        | Code::PermissionDenied
         | Code::ResourceExhausted
         | Code::FailedPrecondition
-        | Code::Unimplemented
-        | Code::Internal
-        | Code::Unauthenticated => Answer::Never { reason },
+        | Code::Internal => Answer::Never { reason },
+        Code::PermissionDenied | Code::Unimplemented | Code::Unauthenticated => {
+            Answer::Barred { reason }
+        }
     };
     // Either the service is unknown there, or only the compression.
     Reply { answer, is_compression_unknown: status.code() == Code::Unimplemented }
@@ -219,6 +219,7 @@ mod tests {
     #[test]
     fn codes_mean_what_otlp_says() {
         let retryable = [1, 4, 8, 10, 11, 14, 15];
+        let barred = [7, 12, 16];
         for number in 1..=16 {
             let code = Code::from_i32(number);
             let with = answer(code, details(3, 500_000_000));
@@ -227,11 +228,15 @@ mod tests {
             if retryable.contains(&number) {
                 let after = Some(Duration::from_millis(3_500));
                 assert_eq!(with, Answer::Later { after, reason: reason.clone() });
+            } else if barred.contains(&number) {
+                assert_eq!(with, Answer::Barred { reason: reason.clone() });
             } else {
                 assert_eq!(with, Answer::Never { reason: reason.clone() });
             }
             if retryable.contains(&number) && code != Code::ResourceExhausted {
                 assert_eq!(without, Answer::Later { after: None, reason });
+            } else if barred.contains(&number) {
+                assert_eq!(without, Answer::Barred { reason });
             } else {
                 assert_eq!(without, Answer::Never { reason });
             }

@@ -2,7 +2,7 @@
 //!
 //! A proxy's answer cannot be told from the server's own here: a status counts as OTLP says,
 //! whoever sent it. Redirects are not followed, since a client that posts elsewhere than it was
-//! told gives its headers away; one is an answer like any other that is no success.
+//! told gives its headers away; one says that the endpoint is not where it was told to be.
 
 use super::answer::{AFTER_MAX, ANSWER_BYTES_MAX, Answer, Reply, RpcStatus, chain};
 use super::connect::{Connection, is_unreached};
@@ -98,6 +98,12 @@ impl Http {
             | StatusCode::GATEWAY_TIMEOUT => {
                 Answer::Later { after: self.retry_after(headers), reason }
             }
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE => Answer::Barred { reason },
+            _ if status.is_redirection() => Answer::Barred { reason },
             _ => Answer::Never { reason },
         };
         Reply { answer, is_compression_unknown: status == StatusCode::UNSUPPORTED_MEDIA_TYPE }

@@ -121,11 +121,13 @@ async fn statuses_mean_what_otlp_says() {
         assert_eq!(rig.export_one().await, Outcome::AGAIN, "{status}");
         assert_eq!((rig.metrics.up.get(), rig.dead().len()), (0, 0), "{status}");
     }
-    for status in [400, 401, 403, 404, 408, 413, 500, 501, 505] {
+    let barred = [401, 403, 404, 405, 415];
+    for status in [400, 408, 413, 500, 501, 505].into_iter().chain(barred) {
         let server = HttpServer::start(move |_| says(status)).await;
         let rig = server.rig();
         assert_eq!(rig.export_one().await, Outcome::Refused, "{status}");
-        assert_eq!((rig.metrics.up.get(), rig.dead().len()), (1, 1), "{status}");
+        let up = i64::from(!barred.contains(&status));
+        assert_eq!((rig.metrics.up.get(), rig.dead().len()), (up, 1), "{status}");
         let letters = fs::read_to_string(&rig.letters).unwrap();
         assert!(letters.contains(&format!("HTTP {status}")), "{letters}");
     }
@@ -173,10 +175,19 @@ async fn redirect_is_refused_and_not_followed() {
         .await;
         let rig = server.rig();
         assert_eq!(rig.export_one().await, Outcome::Refused);
+        assert_eq!(rig.metrics.up.get(), 0);
         let letters = fs::read_to_string(&rig.letters).unwrap();
         assert!(letters.contains("redirects are not followed"), "{letters}");
     }
     assert!(other.requests().is_empty());
+}
+
+#[tokio::test]
+async fn server_that_bars_a_sink_is_asked_once_for_many_traces() {
+    let server = HttpServer::start(|_| says(401)).await;
+    let rig = server.rig();
+    assert_eq!(rig.export(&traces(70)).await, vec![Outcome::Refused; 70]);
+    assert_eq!((server.requests().len(), rig.dead().len()), (1, 70));
 }
 
 #[tokio::test]
