@@ -99,7 +99,6 @@ impl Http {
                 Answer::Later { after: self.retry_after(headers), reason }
             }
             StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
             | StatusCode::NOT_FOUND
             | StatusCode::METHOD_NOT_ALLOWED
             | StatusCode::UNSUPPORTED_MEDIA_TYPE => Answer::Barred { reason },

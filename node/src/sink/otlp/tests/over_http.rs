@@ -121,8 +121,8 @@ async fn statuses_mean_what_otlp_says() {
         assert_eq!(rig.export_one().await, Outcome::AGAIN, "{status}");
         assert_eq!((rig.metrics.up.get(), rig.dead().len()), (0, 0), "{status}");
     }
-    let barred = [401, 403, 404, 405, 415];
-    for status in [400, 408, 413, 500, 501, 505].into_iter().chain(barred) {
+    let barred = [401, 404, 405, 415];
+    for status in [400, 403, 408, 413, 500, 501, 505].into_iter().chain(barred) {
         let server = HttpServer::start(move |_| says(status)).await;
         let rig = server.rig();
         assert_eq!(rig.export_one().await, Outcome::Refused, "{status}");
