@@ -336,16 +336,18 @@ impl OpenRequest {
         Some(self.placement.view().get(target)?.incarnation)
     }
 
-    /// Groups what lacks, in ascending order of traces, into one batch per target, mark, content.
-    fn batch(&mut self, lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
+    /// Groups what lacks into one batch per target, mark and content.
+    fn batch(&mut self, mut lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
+        lacking.sort_unstable();
         let mut sends: Vec<Send> = Vec::new();
         for (target, mark, content, trace) in lacking {
-            let is_its = |send: &&mut Send| {
-                send.mark == mark && send.content == content && send.target == *target
-            };
-            match sends.iter_mut().find(is_its) {
-                Some(send) => send.traces.push(trace),
-                None => {
+            match sends.last_mut() {
+                Some(last)
+                    if last.target == *target && last.mark == mark && last.content == content =>
+                {
+                    last.traces.push(trace);
+                }
+                _ => {
                     let batch = self.batches.len() + sends.len();
                     let (target, traces) = (target.clone(), vec![trace]);
                     sends.push(Send { batch, target, traces, mark, content });

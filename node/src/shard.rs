@@ -35,7 +35,7 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::Attempt;
 use crate::spans::TraceId;
-use deciding::Calm;
+use deciding::{Calm, calm_by, doubt_ends};
 use held::Held;
 use offers::Offers;
 use review::Review;
@@ -443,11 +443,11 @@ impl Shard {
             self.wake_at(index, first_question);
         } else if role != Role::Owner {
             self.ask(index, now_ms);
-        } else if let Some(at) = self.in_doubt_until(trace).filter(|at| now_ms < *at) {
-            self.wake_at(index, at);
+        } else if self.is_in_doubt(trace, now_ms) {
+            self.wake_at(index, doubt_ends(trace));
         } else if self.outlook.is_calm(trace.slot) {
             self.decide(index, now_ms, Calm::Yes);
-        } else if now_ms >= trace.due_ms.saturating_add(to_ms(SETTLE_MAX)) {
+        } else if now_ms >= calm_by(trace) {
             self.decide(index, now_ms, Calm::RanOut);
         } else {
             self.wake_at(index, now_ms + to_ms(CALM_AGAIN));

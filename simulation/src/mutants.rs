@@ -9,7 +9,7 @@
 
 use crate::check::Invariant;
 use crate::report::Report;
-use crate::swarm::{self, Settings};
+use crate::swarm::{self, ChildError, Settings};
 use anyhow::{Context, bail};
 use std::ffi::OsStr;
 use std::fmt;
@@ -263,7 +263,8 @@ impl Laboratory {
         let red = match swarm::replay(program, &plan, PATIENCE) {
             Ok(report) if report.verdict.is_green() => return Ok(Fate::Survived),
             Ok(report) => report.verdict.violated.into_keys().collect(),
-            Err(_) => Vec::new(),
+            Err(ChildError::Hangs(_) | ChildError::Died { .. }) => Vec::new(),
+            Err(error) => return Err(error.into()),
         };
         if !is_new(&red, &sound) {
             return Ok(Fate::Survived);

@@ -193,8 +193,9 @@ impl Pool {
         Err(call_error(address, silence_max, LinkError::Unsent))
     }
 
-    /// Sends now if that needs no waiting, or queues and leaves it to a task. A datagram overtakes
-    /// what waits: gossip behind streams on a full path would make a live node look dead.
+    /// Sends now if that needs no waiting, or queues and leaves it to a task. What fits into
+    /// a datagram overtakes what waits: gossip behind streams on a full path would make a live node
+    /// look dead.
     pub(crate) fn notify(self: &Arc<Self>, peer: &Peer, frame: Frame, delivery: Delivery) {
         let ready = match delivery {
             Delivery::Datagram => self.lock().link(peer.address),

@@ -37,7 +37,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const INPUTS_PER_TURN: usize = 16;
 /// Answers of sinks taken in one turn: those of a usual request.
 const ANSWERS_PER_TURN: usize = 256;
-/// Attempts of one shard that sinks have; more are put off. One sink's queue holds as many.
+/// Attempts of one shard that sinks have, each as often as there are sinks that have it; more are
+/// put off. One sink's queue holds as many.
 const ATTEMPTS_MAX: usize = 256 << 10;
 
 /// Why a shard has a turn.

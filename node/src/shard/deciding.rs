@@ -8,7 +8,7 @@
 use super::attempt::{Answer, Result, Trying};
 use super::placing::spans_of;
 use super::trace::{SpanState, Trace};
-use super::{Cause, Effect, Limits, Role, Shard, to_ms};
+use super::{Cause, Effect, Limits, Role, SETTLE_MAX, Shard, to_ms};
 use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
 use crate::process;
 use crate::sink::Attempt;
@@ -29,8 +29,9 @@ pub(super) enum Calm {
 
 /// A trace that was due in so many crashes is not opened any more.
 const CRASHES_MAX: usize = 3;
-/// But only after so long: a node that was out of reach and did not crash is back by then.
-const CRASHES_DOUBT: Duration = Duration::from_secs(30);
+/// But only so long after the last of them: a node that was only out of reach is mostly back by
+/// then.
+const DOUBT: Duration = Duration::from_secs(30);
 
 impl Shard {
     /// What one sink, or the dead-letter file, said to an attempt.
@@ -120,11 +121,13 @@ impl Shard {
         self.begin(index, Trying::export(Arc::new(processed), self.sinks, late));
     }
 
-    /// Until when it is not known whether a trace was due in so many crashes, or its owners were
-    /// only out of reach: it waits.
-    pub(super) fn in_doubt_until(&self, trace: &Trace) -> Option<u64> {
-        let is_in_doubt = trace.verdict == Verdict::None && self.crashes(trace) >= CRASHES_MAX;
-        is_in_doubt.then(|| trace.vanished.added_ms() + to_ms(CRASHES_DOUBT))
+    /// Whether a trace seems to have been due in so many crashes, and its owners may only have been
+    /// out of reach: it waits, unless nobody is left to wait for.
+    pub(super) fn is_in_doubt(&self, trace: &Trace, now_ms: u64) -> bool {
+        now_ms < doubt_ends(trace)
+            && trace.verdict == Verdict::None
+            && self.crashes(trace) >= CRASHES_MAX
+            && !self.outlook.is_last_to_leave()
     }
 
     /// How many owners crashed while it was due, as far as one knows.
@@ -232,6 +235,20 @@ impl Shard {
             self.effects.push(Effect::Done { target, done });
         }
     }
+}
+
+/// When a trace that has seen so many owners vanish is no longer in doubt; 0 for any other.
+pub(super) fn doubt_ends(trace: &Trace) -> u64 {
+    if trace.vanished.lives().len() < CRASHES_MAX {
+        return 0;
+    }
+    trace.vanished.added_ms().saturating_add(to_ms(DOUBT))
+}
+
+/// When an owner stops waiting for calm. Owners that come back while a trace is in doubt may have
+/// exported it, and have as long to say so as there is when it becomes due.
+pub(super) fn calm_by(trace: &Trace) -> u64 {
+    trace.due_ms.max(doubt_ends(trace)).saturating_add(to_ms(SETTLE_MAX))
 }
 
 fn attempt_of(trace_id: TraceId, chunks: Vec<Chunk>, span_count: u32, due: Instant) -> Attempt {

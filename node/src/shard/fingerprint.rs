@@ -6,12 +6,12 @@
 //! ids. What is kept for memory's sake alone (chunks, sums, expiry of what is remembered) is left
 //! out. Nothing here is called by a node at work.
 
+use super::deciding::{calm_by, doubt_ends};
 use super::trace::{SpanState, Trace};
-use super::{ASK_AFTER, SETTLE_MAX, Shard, to_ms};
+use super::{ASK_AFTER, Shard, to_ms};
 use crate::frame::Verdict;
 use crate::spans::TraceId;
 use std::hash::{Hash, Hasher};
-use std::time::Duration;
 use tokio::time::Instant;
 
 /// Questions about one trace are equally far apart from so many on.
@@ -120,10 +120,10 @@ impl Shard {
     }
 }
 
-/// When a trace is decided, asked about, decided although not calm, looked at.
-fn turning_points(trace: &Trace) -> [u64; 4] {
-    let after_due = |wait: Duration| trace.due_ms.saturating_add(to_ms(wait));
-    [trace.due_ms, after_due(ASK_AFTER), after_due(SETTLE_MAX), trace.wake_ms]
+/// When a trace is decided, asked about, no longer in doubt, decided although not calm, looked at.
+fn turning_points(trace: &Trace) -> [u64; 5] {
+    let ask = trace.due_ms.saturating_add(to_ms(ASK_AFTER));
+    [trace.due_ms, ask, doubt_ends(trace), calm_by(trace), trace.wake_ms]
 }
 
 fn hash_trace(trace: &Trace, hasher: &mut impl Hasher) {

@@ -48,10 +48,12 @@ pub(super) enum Trouble {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Up,
-    /// `told`: the trouble was logged, so its end should be.
     Down {
         trouble: Trouble,
+        /// It was logged.
         told: bool,
+        /// It, or another one before it, was logged, so the end should be.
+        tell_end: bool,
     },
 }
 
@@ -65,9 +67,14 @@ impl Health {
     /// It failed. True when that should be logged.
     pub(super) fn down(&self, trouble: Trouble) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_told = *state == State::Down { trouble, told: true };
+        let (was_told, tell_end) = match *state {
+            State::Up => (false, false),
+            State::Down { trouble: before, told, tell_end } => {
+                (told && before == trouble, tell_end)
+            }
+        };
         let tell = !was_told && self.pace.due();
-        *state = State::Down { trouble, told: was_told || tell };
+        *state = State::Down { trouble, told: was_told || tell, tell_end: tell_end || tell };
         self.gauge.set(0);
         tell
     }
@@ -75,7 +82,7 @@ impl Health {
     /// It worked. True when the end of an outage should be logged.
     pub(super) fn up(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = matches!(*state, State::Down { told: true, .. });
+        let ended = matches!(*state, State::Down { tell_end: true, .. });
         *state = State::Up;
         self.gauge.set(1);
         ended
@@ -110,6 +117,8 @@ mod tests {
         assert!(health.down(Trouble::Settings));
         tokio::time::advance(LOG_EVERY).await;
         assert!(!health.down(Trouble::Settings), "it was told");
-        assert!(health.up());
+        assert!(health.down(Trouble::Passing));
+        assert!(!health.down(Trouble::Settings), "not yet");
+        assert!(health.up(), "its end is told all the same");
     }
 }

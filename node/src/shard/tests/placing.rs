@@ -1,6 +1,7 @@
 //! Placing: P1 to P4, calm, and what goes round with a trace, each by name.
 
 use super::*;
+use crate::shard::vanished::life;
 
 /// A grant that no test uses up.
 const PLENTY: u64 = 1 << 30;
@@ -256,6 +257,28 @@ fn trace_that_was_due_in_three_crashes_goes_to_the_dead_letters_unopened() {
     let effects = rig.pass(seconds(1));
     let [Effect::DeadLetter { attempt, why, .. }] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((attempt.span_count, *why), (1, "its owners crashed"));
+}
+
+#[test]
+fn owners_that_come_back_say_first_what_they_did_with_a_trace_in_doubt() {
+    let mut rig = Rig::new("d", &["b", "d"]);
+    let trace = trace_of(&rig.placement, "d", Some("b"));
+    let mut crashed = named(trace, &[1], &[], Verdict::None);
+    crashed.vanished = vec![7, 8, life(&KEY, &"b".into(), 1)];
+    rig.view(placement(&["d"]), MemberState::Active);
+    rig.hold(vec![root(trace, 1)]);
+    let by = part(Origin::Placing, rig.shard.view_hash());
+    rig.shard.on_names(rig.now, id(trace), &crashed, by);
+    let exports = |effects: Vec<Effect>| {
+        effects.iter().filter(|effect| matches!(effect, Effect::Export { .. })).count()
+    };
+    assert_eq!(exports(rig.pass(seconds(25))), 0, "in doubt");
+    let back = placement(&["b", "d"]);
+    let mut unsettled = settled("d", &back, MemberState::Active);
+    unsettled.settled = 0;
+    rig.stand(unsettled);
+    assert_eq!(exports(rig.pass(seconds(14))), 0, "b has not said yet what it did");
+    assert_eq!(exports(rig.pass(seconds(2))), 1, "it had ten seconds after the doubt");
 }
 
 #[test]

@@ -122,7 +122,7 @@ impl Client {
     /// Sends one request and waits for its answer, no longer than until `deadline`.
     pub(crate) async fn call(&self, request: Bytes, deadline: Instant) -> Answer {
         let (first, count) = (self.current.load(Relaxed), self.servers.len());
-        let mut said = Answer::Unreached { reason: String::new() };
+        let mut said = None;
         for number in 0..count {
             // Or an end of the attempt while connecting would look like a lost answer.
             if number > 0 && deadline - Instant::now() < CONNECT_MAX {
@@ -131,20 +131,23 @@ impl Client {
             let index = (first + number) % count;
             let answer = self.servers[index].call(&self.sink, request.clone(), deadline).await;
             match &answer {
-                Answer::Taken { .. } | Answer::Never { .. } | Answer::Barred { .. } => {
-                    return answer;
-                }
+                Answer::Taken { .. } | Answer::Never { .. } => return answer,
                 Answer::Unanswered { reason } => {
                     self.leave(index, reason);
                     return answer;
                 }
-                Answer::Later { reason, .. } | Answer::Unreached { reason } => {
+                Answer::Later { reason, .. }
+                | Answer::Unreached { reason }
+                | Answer::Barred { reason } => {
                     self.leave(index, reason);
-                    said = said.or(answer);
+                    said = Some(match said {
+                        Some(said) => Answer::or(said, answer),
+                        None => answer,
+                    });
                 }
             }
         }
-        said
+        said.unwrap_or(Answer::Unreached { reason: String::new() })
     }
 
     /// Goes on with the next one, unless another request did already.
@@ -161,13 +164,14 @@ impl Client {
 
 impl Answer {
     /// What two servers said together, when neither took anything: a wait is the shorter one, and
-    /// the word of one that was reached counts.
+    /// the word of one that was reached counts. A sink is barred when all its servers bar it.
     fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::Later { after, reason }, Self::Later { after: other, .. }) => {
                 Self::Later { after: after.min(other), reason }
             }
-            (Self::Unreached { .. }, other) => other,
+            (said, Self::Barred { .. }) => said,
+            (Self::Unreached { .. } | Self::Barred { .. }, other) => other,
             (said, _) => said,
         }
     }

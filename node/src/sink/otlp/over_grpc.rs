@@ -111,10 +111,9 @@ fn reply(status: &Status) -> Reply {
         | Code::AlreadyExists
         | Code::ResourceExhausted
         | Code::FailedPrecondition
-        | Code::Internal => Answer::Never { reason },
-        Code::PermissionDenied | Code::Unimplemented | Code::Unauthenticated => {
-            Answer::Barred { reason }
-        }
+        | Code::Internal
+        | Code::PermissionDenied => Answer::Never { reason },
+        Code::Unimplemented | Code::Unauthenticated => Answer::Barred { reason },
     };
     // Either the service is unknown there, or only the compression.
     Reply { answer, is_compression_unknown: status.code() == Code::Unimplemented }
@@ -219,7 +218,7 @@ mod tests {
     #[test]
     fn codes_mean_what_otlp_says() {
         let retryable = [1, 4, 8, 10, 11, 14, 15];
-        let barred = [7, 12, 16];
+        let barred = [12, 16];
         for number in 1..=16 {
             let code = Code::from_i32(number);
             let with = answer(code, details(3, 500_000_000));

@@ -65,3 +65,15 @@ async fn nobody_takes_when_none_does() {
     }
     assert_eq!(busy.requests().len(), 3);
 }
+
+#[tokio::test]
+async fn server_that_bars_the_sink_is_left_for_the_next() {
+    let barring = HttpServer::start(|_| says(401)).await;
+    let good = HttpServer::start(|_| says(200)).await;
+    let rig = both(Protocol::Http, [barring.address, good.address]);
+    assert_eq!(rig.export_one().await, Outcome::Acknowledged);
+    assert_eq!((barring.requests().len(), good.requests().len()), (1, 1));
+    drop(good);
+    rig.wait_for(&[trace(1, 1)], Outcome::AGAIN).await;
+    assert!(rig.dead().is_empty(), "the other may come back");
+}
