@@ -49,8 +49,8 @@ fn signed(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-// SAFETY: every call goes to the node's allocator unchanged; counting touches only cells that need no
-// allocation and no destructor.
+// SAFETY: every call goes to the node's allocator unchanged; counting touches only cells that need
+// no allocation and no destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(signed(layout.size()));
