@@ -242,8 +242,8 @@ fn owner_is_calm_only_when_all_settled_or_its_holders_are_those_of_then() {
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Export { .. })));
 }
 
-#[test]
-fn trace_that_was_due_in_three_crashes_goes_to_the_dead_letters_unopened() {
+/// A trace that two others had crashed of, and "a" was to decide.
+fn poisoned() -> (Rig, u8) {
     let mut rig = Rig::deciding("d", &["a", "d"], Box::new(Panics));
     let trace = trace_of(&rig.placement, "a", Some("d"));
     let mut crashed = named(trace, &[1], &[], Verdict::None);
@@ -252,11 +252,26 @@ fn trace_that_was_due_in_three_crashes_goes_to_the_dead_letters_unopened() {
     let by = part(Origin::Placing, rig.shard.view_hash());
     rig.shard.on_names(rig.now, id(trace), &crashed, by);
     rig.pass(seconds(1));
+    (rig, trace)
+}
+
+#[test]
+fn trace_that_was_due_in_three_crashes_goes_to_the_dead_letters_unopened() {
+    let (mut rig, trace) = poisoned();
     rig.view(placement(&["d"]), MemberState::Active);
     assert!(rig.pass(seconds(29)).is_empty(), "they may only have been out of reach");
     let effects = rig.pass(seconds(1));
     let [Effect::DeadLetter { attempt, why, .. }] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((attempt.span_count, *why), (1, "its owners crashed"));
+    assert_eq!(attempt.trace_id, id(trace));
+}
+
+#[test]
+fn last_to_leave_waits_for_no_owner_to_come_back() {
+    let (mut rig, _) = poisoned();
+    rig.view(placement(&["d"]), MemberState::Leaving);
+    let effects = rig.pass(Duration::ZERO);
+    assert!(matches!(effects[..], [Effect::DeadLetter { .. }]), "{effects:?}");
 }
 
 #[test]
