@@ -71,22 +71,26 @@ impl Memory {
         self.bytes().saturating_mul(100) / self.budget_bytes
     }
 
-    /// Whether spans from there are refused now.
-    pub fn is_full(&self, origin: Origin) -> bool {
+    fn is_over(&self, origin: Origin) -> bool {
         let bound = match origin {
             Origin::Entry => CLIENTS_PERCENT,
             Origin::Placing => HOLDERS_PERCENT,
         };
-        let is_full = self.bytes() > self.budget_bytes / 100 * bound;
+        self.bytes() > self.budget_bytes / 100 * bound
+    }
+
+    /// Whether spans that came from there have to be refused now, which is remembered.
+    pub fn is_full(&self, origin: Origin) -> bool {
+        let is_full = self.is_over(origin);
         if is_full {
             self.shortage().on_met(Instant::now());
         }
         is_full
     }
 
-    /// Whether there is no room for spans of clients, or was none some seconds ago.
+    /// Whether there is no room for spans of clients, or some were refused some seconds ago.
     pub fn is_short(&self, now: Instant) -> bool {
-        self.is_full(Origin::Entry) || self.shortage().is_told(now)
+        self.is_over(Origin::Entry) || self.shortage().is_told(now)
     }
 
     fn shortage(&self) -> MutexGuard<'_, Shortage> {
