@@ -367,6 +367,8 @@ impl Cluster {
 
     fn look_last(&mut self, node: NodeNumber) {
         self.close_account(node);
+        let former = self.hosts[node].former_counters().clone();
+        self.history.former_counters.insert(node, former);
         let at = self.now.into();
         let Some(observer) = self.hosts[node].observer() else { return };
         let (view, held) = (view_seen(observer), observer.held());

@@ -36,6 +36,8 @@ pub struct History {
     pub ended_at: Millis,
     /// The last look at each node that lived at the end.
     pub last_looks: BTreeMap<NodeNumber, Look>,
+    /// What each node had counted in its lives before, as [`Look::counters`] has it of the last one.
+    pub former_counters: BTreeMap<NodeNumber, BTreeMap<String, u64>>,
     /// The most bytes that each node had allocated at once, by the allocator's count, beyond what
     /// it had when it became ready; over all its lives.
     pub memory_peaks: BTreeMap<NodeNumber, u64>,
@@ -220,6 +222,7 @@ impl History {
             healed_at: Millis(0),
             ended_at: Millis(0),
             last_looks: BTreeMap::new(),
+            former_counters: BTreeMap::new(),
             memory_peaks: BTreeMap::new(),
         }
     }

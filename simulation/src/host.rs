@@ -14,6 +14,7 @@ use crate::network::{self, Network};
 use crate::plan::{Data, Generation, NodeNumber, Plan, Seen, node_id};
 use crate::sink::SimulatedSink;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub struct Host {
     starts: u64,
     started_at: Duration,
     process: Option<Process>,
+    former_counters: BTreeMap<String, u64>,
 }
 
 struct Process {
@@ -92,6 +94,7 @@ impl Host {
             starts: 0,
             started_at: Duration::ZERO,
             process: None,
+            former_counters: BTreeMap::new(),
         })
     }
 
@@ -237,6 +240,9 @@ impl Host {
     fn bury(&mut self) {
         self.sink.hang_up();
         if let Some(process) = self.process.take() {
+            for (name, count) in process.observer.counters() {
+                *self.former_counters.entry(name).or_default() += count;
+            }
             charge(Some(self.number), || {
                 let Process { runtime, clock, router, observer, leave, end, .. } = process;
                 drop(runtime);
@@ -263,6 +269,11 @@ impl Host {
     /// A look at the node.
     pub fn observer(&mut self) -> Option<&mut Observer> {
         Some(&mut self.process.as_mut()?.observer)
+    }
+
+    /// What the processes that are gone had counted, by the names of [`Observer::counters`].
+    pub fn former_counters(&self) -> &BTreeMap<String, u64> {
+        &self.former_counters
     }
 
     /// What becomes of the machine between two processes, and of what is on its disk.

@@ -106,6 +106,12 @@ impl Link {
         self.connection.rtt()
     }
 
+    /// Bytes a second that the path carries, as far as its congestion window tells.
+    pub(crate) fn bytes_per_second(&self) -> u64 {
+        let path = self.connection.stats().path;
+        (path.cwnd as f64 / path.rtt.as_secs_f64()) as u64
+    }
+
     pub(crate) fn is_accepted_by(&self, verifier: &Verifier, now: UnixTime) -> bool {
         peer_chain(&self.connection).is_some_and(|chain| verifier.check(&chain, now).is_ok())
     }

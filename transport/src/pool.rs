@@ -183,7 +183,8 @@ impl Pool {
             let silent = |_| CallError::Silent { address, silence: silence_max };
             let (link, limits) = timeout(silence_max, self.link(peer)).await.map_err(silent)??;
             let busy = |_| CallError::Busy { address };
-            let _place = timeout(silence_max, limits.enter(frame)).await.map_err(busy)?;
+            let place = limits.enter(frame, link.bytes_per_second());
+            let _place = timeout(silence_max, place).await.map_err(busy)?;
             match link.call(frame, silence_max).await {
                 Ok(answer) => return Ok(answer),
                 Err(LinkError::Unsent) => {}

@@ -51,9 +51,17 @@ impl Limits {
     }
 
     /// Waits for a call's place and for room for its bytes, which are given back when the result
-    /// is dropped.
-    pub(crate) async fn enter(&self, frame: &Frame) -> [Option<SemaphorePermit<'_>>; 2] {
-        let bytes = u32::try_from(frame.length()).unwrap_or(u32::MAX);
+    /// is dropped. On a path of so many bytes a second that what is let through would take longer
+    /// than a second, bytes count as many times more: a call that waits for longer is given up by
+    /// its caller and made again, and with enough of those none is ever answered.
+    pub(crate) async fn enter(
+        &self,
+        frame: &Frame,
+        bytes_per_second: u64,
+    ) -> [Option<SemaphorePermit<'_>>; 2] {
+        let all = CALL_BYTES_MAX as u64;
+        let bytes = frame.length() as u64 * all / bytes_per_second.clamp(1, all);
+        let bytes = u32::try_from(bytes.min(all)).unwrap_or(u32::MAX);
         // Neither semaphore is ever closed, so both are acquired.
         [self.calls.acquire().await.ok(), self.bytes.acquire_many(bytes).await.ok()]
     }

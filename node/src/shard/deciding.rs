@@ -223,7 +223,7 @@ impl Shard {
         self.after_change(index, now_ms);
     }
 
-    fn tell_done(&mut self, index: u32) {
+    pub(super) fn tell_done(&mut self, index: u32) {
         let Some(trace) = self.table.get(index) else { return };
         for holder in self.outlook.others(trace.slot).into_iter().flatten() {
             let (target, _) = self.outlook.member(holder);

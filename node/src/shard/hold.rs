@@ -42,14 +42,25 @@ impl Shard {
             if before.held == 0 {
                 self.begin_holding(index, now_ms);
             }
-            self.store(index, cut, number, &mut scopes, part);
+            let repeats_done = self.store(index, cut, number, &mut scopes, part);
             self.set_due(index, now_ms, part.due_in);
             self.account(index, before, now_ms);
             if part.marked || self.is_foreign(part) || self.is_stand_in(index) {
                 self.doubt(index, part, now_ms);
             }
             self.after_change(index, now_ms);
+            if repeats_done && part.origin == Origin::Entry && self.is_finished_by_me(index) {
+                self.tell_done(index);
+            }
         }
+    }
+
+    /// Whether I am the owner and nothing of the trace is held. What a client sends again may be
+    /// new to the replica, which then holds spans that are done: better told now than when it asks,
+    /// or it exports them again should I crash before.
+    fn is_finished_by_me(&self, index: u32) -> bool {
+        let is_done = self.table.get(index).is_some_and(|trace| trace.held_count == 0);
+        is_done && self.role_of(index) == Role::Owner
     }
 
     /// Whatever is held of the trace from now on came now.
@@ -59,7 +70,7 @@ impl Shard {
         }
     }
 
-    /// Adds the spans of one trace that are not known yet.
+    /// Adds the spans of one trace that are not known yet; whether one is known to be done.
     fn store(
         &mut self,
         index: u32,
@@ -67,15 +78,16 @@ impl Shard {
         number: u32,
         scopes: &mut [Option<Arc<Scope>>],
         part: HoldPart,
-    ) {
-        let Some(trace) = self.table.get_mut(index) else { return };
+    ) -> bool {
+        let Some(trace) = self.table.get_mut(index) else { return false };
         let spans = cut.spans(number);
         let (known, came) = (trace.key_count(), spans.len());
         trace.reserve(came);
-        let mut last = None;
+        let (mut last, mut repeats_done) = (None, false);
         for span in spans {
             let key = span_key(&self.hash_key, span.span_id, span.kind);
-            if trace.state(key).is_some() {
+            if let Some(state) = trace.state(key) {
+                repeats_done |= state == SpanState::Done;
                 continue;
             }
             if last.replace(span.scope) != Some(span.scope) {
@@ -97,6 +109,7 @@ impl Shard {
                 Origin::Placing => self.tally.repaired += fresh as u64,
             }
         }
+        repeats_done
     }
 
     /// H1.

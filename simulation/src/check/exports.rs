@@ -165,7 +165,7 @@ fn marks(model: &Model<'_>, trace: &OneTrace, verdict: &mut Verdict) {
             let is_done = |one: &OneExport| one.kept || one.said == SinkSaid::Refused;
             (!earlier.any(is_done)).then_some("is marked as late, but nothing of it was done")
         } else {
-            let forgets = model.counted_by(export.node, "traces_forgotten_early_total") > 0;
+            let forgets = model.ever_counted_by(export.node, "traces_forgotten_early_total") > 0;
             let knows = |one: &OneExport| {
                 one.node == export.node
                     && one.said == SinkSaid::Acknowledged

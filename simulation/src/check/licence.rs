@@ -180,7 +180,7 @@ pub(super) fn excuse(model: &Model<'_>, one: &OneExport, two: &OneExport) -> Opt
         return Some(Licence::UnsettledViewChange);
     }
     // Last, because a counter says nothing about this trace.
-    let forgot = model.counted_by(two.node, "traces_forgotten_early_total") > 0;
+    let forgot = model.ever_counted_by(two.node, "traces_forgotten_early_total") > 0;
     (forgot || until.0 - from.0 > REMEMBER).then_some(Licence::RememberedEvicted)
 }
 
@@ -223,10 +223,12 @@ pub(super) fn silent(model: &Model<'_>, promise: &Promise, target: NodeNumber) -
 
 fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
     // What the sink said is on its way first.
-    let lost = model.faults.lossy(one.at, Millis(one.heard_at.0 + DONE_WITHIN));
+    let told = Millis(one.heard_at.0 + DONE_WITHIN);
+    let lost = model.faults.lossy(one.at, told).then_some(one.heard_at);
+    let asks_from = uncovered(model, one, told).max(lost);
+    let end = asks_from.map_or(told.0, |from| from.0 + DONE_LOST_WITHIN);
+    let end = Millis(end.min(until.0));
     // Whoever leaves in an orderly way tells what is done before it goes.
-    let window = if lost { DONE_LOST_WITHIN } else { DONE_WITHIN };
-    let end = Millis((one.heard_at.0 + window).min(until.0));
     let mut ends = model.lives.ends(one.at, end);
     let ended = ends.any(|(node, _, end)| node == one.node && !end.is_orderly());
     let dropped = || {
@@ -234,6 +236,16 @@ fn exporter_crashed(model: &Model<'_>, one: &OneExport, until: Millis) -> bool {
         dropped.into_iter().any(|dropped| (one.at..=until).contains(&dropped.at))
     };
     ended || (model.lives.paused_within(one.node, one.at, end) && dropped())
+}
+
+/// Until when a replica may get spans that no Done covers, if it may: a span that was on its way
+/// while the trace was exported may have come to one of its holders only, so that they do not know
+/// the same of the trace before a client was told that both have it.
+fn uncovered(model: &Model<'_>, one: &OneExport, told: Millis) -> Option<Millis> {
+    let spans = model.spans_of(model.trace(one.trace)?);
+    let sent = spans.iter().filter(|span| span.sent.is_some_and(|sent| sent <= told));
+    let held = sent.map(|span| span.promised.map_or(Millis(u64::MAX / 2), |(first, _)| first.at));
+    held.max().filter(|held| *held > one.at)
 }
 
 /// Whether one of these exports was made while a holder that lived was dropped, or one of the
@@ -265,7 +277,7 @@ fn settle_max_ran_out(model: &Model<'_>, slot: Slot, export: &OneExport) -> bool
     let due = model.trace(export.trace).and_then(|trace| exports::due(model, trace));
     let waited = due.is_some_and(|due| export.at.0 + EARLY_MAX >= due.0 + SETTLE_MAX);
     let decides_uncalm = || {
-        model.counted_by(export.node, "spans_exported_again_possible_total{cause=\"uncalm\"}") > 0
+        model.ever_counted_by(export.node, "spans_exported_again_possible_total{cause=\"uncalm\"}") > 0
     };
     waited && (decides_uncalm() || views_differ(model, slot, export))
 }

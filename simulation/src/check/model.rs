@@ -269,10 +269,21 @@ impl<'a> Model<'a> {
 
     /// A counter of one node at its last look, over all its labels.
     pub(super) fn counted_by(&self, node: NodeNumber, name: &str) -> u64 {
-        let Some(look) = self.history.last_looks.get(&node) else { return 0 };
-        let is_it = |key: &str| {
-            key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
-        };
-        look.counters.iter().filter(|(key, _)| is_it(key)).map(|(_, count)| count).sum()
+        let look = self.history.last_looks.get(&node);
+        look.map_or(0, |look| sum(&look.counters, name))
     }
+
+    /// The same over all its lives.
+    pub(super) fn ever_counted_by(&self, node: NodeNumber, name: &str) -> u64 {
+        let former = self.history.former_counters.get(&node);
+        self.counted_by(node, name) + former.map_or(0, |former| sum(former, name))
+    }
+}
+
+/// The sum of a counter over all its labels.
+fn sum(counters: &BTreeMap<String, u64>, name: &str) -> u64 {
+    let is_it = |key: &str| {
+        key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+    };
+    counters.iter().filter(|(key, _)| is_it(key)).map(|(_, count)| count).sum()
 }

@@ -3,14 +3,14 @@
 //! Due is computed from what clients sent and heard, by nobody's clock but the world's. The
 //! invariant: nothing makes a trace due early except the end of the last node; and what delays one
 //! is excused whole, be it a fault, an end without a word or a pause from [`BEFORE`] its first span
-//! on. Who joins and who leaves in order delays it by [`SETTLE_MAX`] at most. Sinks delay nothing:
-//! what counts is when the first attempt reached one.
+//! on. Who joins and who leaves in order delays it by [`SETTLE_MAX`] at most. Sinks that answer
+//! delay nothing: what counts is when the first attempt reached one.
 
 use super::exports::{self, SPANS_MAX};
 use super::licence::{DETECT_MAX, SETTLE_MAX};
 use super::model::{Model, OneTrace};
 use super::{Finding, Invariant, Verdict, clock, story};
-use crate::plan::{Fault, Millis};
+use crate::plan::{Fault, Millis, Mood};
 
 /// Whoever is gone for so long is in no view, and nobody waits for it.
 const BEFORE: u64 = DETECT_MAX;
@@ -84,7 +84,13 @@ fn late(model: &Model<'_>, trace: &OneTrace, at: Millis) -> Option<Millis> {
     let is_uncalm = !model.views.changes_within(from, until).is_empty();
     let allowed = due + LATE_MAX + if is_uncalm { SETTLE_MAX } else { 0 };
     let until = Millis(allowed);
-    let delays = |fault: &Fault| matches!(fault, Fault::Slow { .. } | Fault::Links { .. });
+    // A sink that does not answer holds up what comes for as long as an attempt may take.
+    let delays = |fault: &Fault| {
+        matches!(
+            fault,
+            Fault::Slow { .. } | Fault::Links { .. } | Fault::Sink { mood: Mood::Dead, .. }
+        )
+    };
     let is_delayed = model.faults.lossy(from, until)
         || model.faults.within(from, until).any(|stretch| delays(stretch.fault))
         || model.lives.ends(from, until).any(|(_, _, end)| !end.is_orderly())
