@@ -241,22 +241,28 @@ impl Shared {
 
     /// Raises the incarnation if this process stood still since the loop came round.
     pub(crate) fn stood_still(&self) -> bool {
+        self.look_at_clocks(false)
+    }
+
+    /// The loop has come round.
+    pub(crate) fn came_round(&self) {
+        self.look_at_clocks(true);
+    }
+
+    fn look_at_clocks(&self, comes_round: bool) -> bool {
         let (now, wall) = (Instant::now(), (self.wall_clock)());
         // Held until the incarnation is raised: nobody else may pass before.
         let mut stand_still = lock(&self.stand_still);
         let Some(jump) = stand_still.noticed(now, wall) else {
+            if comes_round {
+                stand_still.turn(now, wall);
+            }
             return false;
         };
         self.change(|member| member.on_stand_still(now));
         tracing::warn!(?jump, "this process stood still, or its clock was set");
         self.wake.notify_one();
         true
-    }
-
-    /// The loop has come round.
-    pub(crate) fn came_round(&self) {
-        let (now, wall) = (Instant::now(), (self.wall_clock)());
-        lock(&self.stand_still).turn(now, wall);
     }
 }
 

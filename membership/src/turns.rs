@@ -103,7 +103,6 @@ impl Turns {
                 () = wake.notified() => Reason::Turn,
                 _ = turns.tick() => Reason::Turn,
             };
-            self.shared.stood_still();
             self.shared.came_round();
             match reason {
                 Reason::Stop => break,

@@ -52,11 +52,14 @@ pub struct Settings {
     pub decide: Box<dyn Fn() -> Box<dyn Decide>>,
 }
 
+/// All that a shard holds.
+type HeldTraces = Vec<(HoldTrace, Attempt)>;
+
 /// Something for one shard.
 enum Input {
     Hold { cut: Arc<Cut>, part: Part, hold: HoldPart, reply: oneshot::Sender<PartReply> },
     Done(Vec<(TraceId, Verdict, u64)>),
-    HeldTraces(oneshot::Sender<Vec<(HoldTrace, Attempt)>>),
+    HeldTraces(oneshot::Sender<HeldTraces>),
     Tell { trace_id: TraceId, reply: oneshot::Sender<Option<Told>> },
 }
 

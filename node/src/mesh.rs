@@ -75,6 +75,17 @@ impl Changes {
             std::future::pending().await
         }
     }
+
+    /// Whether there was a change since this was last asked or waited for.
+    pub fn have_come(&mut self) -> bool {
+        let placement = self.placement.has_changed().unwrap_or(false);
+        let status = self.status.has_changed().unwrap_or(false);
+        let members = self.members.has_changed().unwrap_or(false);
+        self.placement.mark_unchanged();
+        self.status.mark_unchanged();
+        self.members.mark_unchanged();
+        placement || status || members
+    }
 }
 
 impl Peers {

@@ -311,13 +311,20 @@ impl Node {
             () = self.follow_state() => None,
         };
         let end = match end {
-            Some(end) => end,
+            Some(end) => Some(end),
             None => tokio::select! {
                 biased;
-                name = tasks.panicked() => End::Panicked(name),
-                () = failed(&mut workers) => End::Panicked("sink"),
+                name = tasks.panicked() => Some(End::Panicked(name)),
+                () = failed(&mut workers) => Some(End::Panicked("sink")),
                 end = self.drain() => end,
             },
+        };
+        let end = match end {
+            Some(end) => end,
+            None => {
+                shutdown(&mut workers).await;
+                self.spool_rest().await
+            }
         };
         self.workers = workers;
         self.parts.ended.send_replace(Some(report::ending(&end)));
@@ -361,11 +368,15 @@ impl Node {
     async fn stop(mut self) {
         self.close_ingest.cancel();
         self.parts.membership.shutdown().await;
-        if let Some(workers) = self.workers.take() {
-            workers.shutdown().await;
-        }
+        shutdown(&mut self.workers).await;
         self.parts.transport.shutdown().await;
         self.tasks.stop().await;
+    }
+}
+
+async fn shutdown(workers: &mut Option<Workers>) {
+    if let Some(workers) = workers.take() {
+        workers.shutdown().await;
     }
 }
 

@@ -215,12 +215,13 @@ impl Router {
             .into_iter()
             .map(|hold| self.peers.hold(&send.target, hold, ACK_WAIT, REQUEST_MAX));
         let replies = futures_util::future::join_all(calls).await;
+        let has_answered = replies.iter().any(Result::is_ok);
         let outcome = batch::merge(replies.into_iter().map(|reply| reply.map_err(no_reply)));
-        match outcome {
-            Outcome::Silent => self.reach().on_silent(&send.target, Instant::now()),
-            Outcome::Held(_) | Outcome::Wanted | Outcome::Full => {
-                self.reach().on_answer(&send.target);
-            }
+        if outcome == Outcome::Silent {
+            self.reach().on_silent(&send.target, Instant::now());
+        } else if has_answered {
+            // Not where too much is under way: that is no word of its own.
+            self.reach().on_answer(&send.target);
         }
         (send.batch, outcome)
     }
@@ -261,7 +262,7 @@ impl Router {
 fn no_reply(error: PeerError) -> NoReply {
     tracing::debug!(%error, "batch was not taken");
     match error {
-        PeerError::Call(CallError::Busy { .. }) => NoReply::Busy,
+        PeerError::Call(CallError::Busy { .. } | CallError::FrameTooLarge { .. }) => NoReply::Busy,
         PeerError::NoMember(_) | PeerError::Call(_) | PeerError::Reply { .. } => NoReply::Silence,
     }
 }

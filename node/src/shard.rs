@@ -33,7 +33,7 @@ pub use standing::{PeerStanding, Standing};
 
 use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
-use crate::sink::Attempt;
+use crate::sink::{Attempt, Withdrawn};
 use crate::spans::TraceId;
 use deciding::{Calm, calm_by, doubt_ends};
 use held::Held;
@@ -120,6 +120,8 @@ pub enum Effect {
         number: u32,
         /// The sinks that still owe an acknowledgement.
         sinks: SinkSet,
+        /// Whether the try should not begin any more.
+        withdrawn: Withdrawn,
     },
     /// Write the attempt to the dead-letter file; whether it is there comes back to
     /// [`Shard::on_answer`] as the answer of sink 0.
@@ -291,8 +293,8 @@ impl Shard {
         let review = self.review.as_ref().map(|review| review.next_ms);
         let expires = self.remembered.front().map(|&(at, _)| at);
         let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
-        let at =
-            expires.into_iter().chain(wakes).chain(review).chain(self.offers.next_wake()).min()?;
+        let at = expires.into_iter().chain(wakes).chain(review).chain(self.offers.next_wake());
+        let at = at.chain(self.scopes.next_sweep()).min()?;
         Some(self.started + Duration::from_millis(at))
     }
 
@@ -336,6 +338,7 @@ impl Shard {
         self.forget_expired(now_ms);
         self.review_some(now_ms);
         self.offer(now_ms);
+        self.scopes.on_time(now_ms);
     }
 
     fn ms(&self, now: Instant) -> u64 {
@@ -387,7 +390,7 @@ impl Shard {
         let Some(trace) = self.table.get_mut(index) else { return };
         if trace.held_count == 0 {
             self.remember(index, now_ms);
-        } else if trace.verdict != Verdict::None {
+        } else if trace.verdict != Verdict::None || self.outlook.is_last_to_leave() {
             trace.due_ms = trace.due_ms.min(now_ms);
         }
         self.look_again(index, now_ms);

@@ -32,7 +32,7 @@ pub(crate) use letter::{Read as Letter, read as read_letter};
 pub use metrics::Metrics;
 pub use otlp::Target;
 pub(crate) use otlp::{Answer, Client};
-pub use reply::{Answered, Reply};
+pub use reply::{Answered, Reply, Withdrawn};
 pub(crate) use request::{Room, encode};
 pub(crate) use rotation::numbered;
 pub use rotation::{Durability, Rotation};

@@ -65,10 +65,10 @@ pub trait SpoolStore: Send + Sync {
     /// It is still there.
     fn clear(&self) -> io::Result<()>;
 
-    /// Puts a damaged spool where nobody reads it, and says where.
+    /// Keeps a damaged spool under another name as well, which nobody reads, and says which.
     ///
     /// # Errors
-    /// It stays where it is, and will be read once more.
+    /// It has no other name.
     fn set_aside(&self) -> io::Result<String>;
 }
 
@@ -137,7 +137,7 @@ impl SpoolStore for SpoolFile {
     fn set_aside(&self) -> io::Result<String> {
         let free = (1..).map(|number| self.path.with_extension(format!("damaged-{number}")));
         let aside = free.into_iter().find(|path| !path.exists()).unwrap_or_default();
-        fs::rename(&self.path, &aside)?;
+        fs::hard_link(&self.path, &aside)?;
         self.sync_directory()?;
         Ok(aside.display().to_string())
     }
@@ -221,8 +221,10 @@ struct Unread {
     /// Read, and not held yet.
     record: Option<Bytes>,
     records: Option<Records>,
-    /// There is a spool of which not everything is placed yet.
+    /// There is a spool of which not everything is placed yet, or that cannot be set aside.
     kept: bool,
+    /// It is damaged, and has another name.
+    aside: bool,
 }
 
 impl Spool {
@@ -233,7 +235,7 @@ impl Spool {
     pub fn open(store: Arc<dyn SpoolStore>) -> io::Result<Self> {
         let records = store.read()?;
         let kept = records.is_some();
-        let unread = Unread { record: None, records, kept };
+        let unread = Unread { record: None, records, kept, aside: false };
         Ok(Self { store, unread: Arc::new(Mutex::new(unread)) })
     }
 
@@ -266,9 +268,7 @@ impl Spool {
                 Err(error) => {
                     let mut unread = self.unread();
                     unread.record = None;
-                    if std::mem::take(&mut unread.kept) {
-                        self.set_aside(&error);
-                    }
+                    self.set_aside(&mut unread, &error);
                 }
             }
         }
@@ -309,7 +309,7 @@ impl Spool {
         let unread = rest.records.into_iter().flatten().map_while(|record| match record {
             Ok(record) => Some(record),
             Err(error) => {
-                self.set_aside(&error);
+                self.set_aside(&mut self.unread(), &error);
                 None
             }
         });
@@ -324,8 +324,8 @@ impl Spool {
             match unread.records.as_mut()?.next() {
                 Some(Ok(record)) => unread.record = Some(record),
                 Some(Err(error)) => {
-                    (unread.records, unread.kept) = (None, false);
-                    self.set_aside(&error);
+                    unread.records = None;
+                    self.set_aside(&mut unread, &error);
                 }
                 None => unread.records = None,
             }
@@ -333,8 +333,13 @@ impl Spool {
         unread.record.clone()
     }
 
-    fn set_aside(&self, error: &dyn std::fmt::Display) {
+    /// Until what stands before the damage is placed, the spool stays where it is as well.
+    fn set_aside(&self, unread: &mut Unread, error: &dyn std::fmt::Display) {
+        if unread.aside {
+            return;
+        }
         let aside = self.store.set_aside();
+        unread.aside = aside.is_ok();
         let aside = aside.unwrap_or_else(|error| format!("nowhere: {error}"));
         tracing::error!(
             %error,

@@ -7,15 +7,16 @@
 
 use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Sender};
 use crate::shard::{Effect, Replier, Reply, Shard, SinkSet};
-use crate::sink::{Attempt, Room, encode};
+use crate::sink::{Attempt, Room, Withdrawn, encode};
 use crate::spans::TraceId;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 use tracemesh_membership::NodeId;
 
 /// Bytes of names in one Hold that is about many traces.
-const NAMES_BYTES_MAX: usize = 256 << 10;
+pub(crate) const NAMES_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of spans beside the names of one trace, however many these are.
 const SPANS_BYTES_MIN: usize = 64 << 10;
@@ -33,11 +34,24 @@ pub struct Placing {
     pub bytes: usize,
 }
 
+/// A try of an attempt for some sinks.
+#[derive(Debug)]
+pub struct Export {
+    /// The spans.
+    pub attempt: Arc<Attempt>,
+    /// Which try.
+    pub number: u32,
+    /// Where they go.
+    pub sinks: SinkSet,
+    /// Whether it should not begin any more.
+    pub withdrawn: Withdrawn,
+}
+
 /// The effects of a turn, by where they go.
 #[derive(Debug, Default)]
 pub struct Outgoing {
-    /// Attempts for sinks, with their numbers.
-    pub exports: Vec<(Arc<Attempt>, u32, SinkSet)>,
+    /// Attempts for sinks.
+    pub exports: Vec<Export>,
     /// Attempts for the dead-letter file, with their numbers and why.
     pub dead_letters: Vec<(Arc<Attempt>, u32, &'static str)>,
     /// What became done, by who is to hear of it.
@@ -70,8 +84,8 @@ impl Outgoing {
         let mut offers: BTreeMap<NodeId, Vec<Offer>> = BTreeMap::new();
         for effect in effects {
             match effect {
-                Effect::Export { attempt, number, sinks } => {
-                    outgoing.exports.push((attempt, number, sinks));
+                Effect::Export { attempt, number, sinks, withdrawn } => {
+                    outgoing.exports.push(Export { attempt, number, sinks, withdrawn });
                 }
                 Effect::DeadLetter { attempt, number, why } => {
                     outgoing.dead_letters.push((attempt, number, why));
@@ -124,7 +138,9 @@ fn holds(offers: Vec<Offer>) -> Vec<Hold> {
     let mut requests = encode(&spans, spans_bytes_max.max(SPANS_BYTES_MIN));
     let due_in_ms = offers.iter().map(|offer| offer.trace.due_in_ms).max().unwrap_or(0);
     let hold = Hold { origin: Origin::Placing.into(), due_in_ms, ..Hold::default() };
-    let request = requests.pop().unwrap_or_default();
+    // A span that is nearly as large as a frame leaves no room for the names.
+    let has_room = |request: &mut Bytes| request.len() + named <= frame::FRAME_SPANS_BYTES_MAX;
+    let request = requests.pop_if(has_room).unwrap_or_default();
     let traces = offers.into_iter().map(|offer| offer.trace).collect();
     let last = Hold { request, traces, ..hold.clone() };
     requests.into_iter().map(|request| Hold { request, ..hold.clone() }).chain([last]).collect()

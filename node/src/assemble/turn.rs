@@ -4,8 +4,8 @@
 //! sinks answer into a channel. None is waited for. An answer that comes too late finds the
 //! attempt's number changed, and is ignored by the shard.
 
-use super::outgoing::{self, Outgoing, Placing};
-use super::{Held, Input};
+use super::outgoing::{self, Export, Outgoing, Placing};
+use super::{Held, HeldTraces, Input};
 use crate::frame::{HoldReply, Verdict};
 use crate::memory::Memory;
 use crate::mesh::Peers;
@@ -13,7 +13,7 @@ use crate::metrics::{
     self, AgainCause, AgainLabels, DecisionLabels, Direction, DirectionLabels, DueCause, Reason,
     ReasonLabels, TraceMetrics,
 };
-use crate::shard::{Cause, Shard, SinkSet, Tally};
+use crate::shard::{Cause, Shard, Tally};
 use crate::sink::{Answered, Attempt, DeadLetters, Outcome, Reply, Sink};
 use crate::spans::TraceId;
 use futures_util::future::BoxFuture;
@@ -22,7 +22,7 @@ use futures_util::{FutureExt, StreamExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{coop::unconstrained, yield_now};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -81,13 +81,16 @@ struct Waiting {
     /// [`ATTEMPTS_MAX`].
     answers: mpsc::Sender<Answered>,
     attempt_count: usize,
+    /// Who wants all that is held, once nothing is left that sinks have answered.
+    spool: Option<oneshot::Sender<HeldTraces>>,
 }
 
 impl Turn {
     pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: CancellationToken) {
         let mut mesh = self.peers.changes();
         let (sender, mut answers) = mpsc::channel(ATTEMPTS_MAX);
-        let mut waiting = Waiting { placings: Placings::new(), answers: sender, attempt_count: 0 };
+        let placings = Placings::new();
+        let mut waiting = Waiting { placings, answers: sender, attempt_count: 0, spool: None };
         self.on_mesh();
         loop {
             let wake = self.shard.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
@@ -103,20 +106,28 @@ impl Turn {
                 },
                 () = sleep_until(wake) => Wake::Time,
             };
-            // Before anything else is done (M3).
-            if self.peers.stood_still() || matches!(woken, Wake::Mesh) {
+            // Before anything else is done (M3). Whoever asks first is told that the node stood
+            // still; the others find that its incarnation changed.
+            let stood_still = self.peers.stood_still();
+            if mesh.have_come() || stood_still || matches!(woken, Wake::Mesh) {
                 self.on_mesh();
             }
             match woken {
                 Wake::Replied(replied) => self.on_replied(replied),
                 Wake::Answered(answered) => self.on_answered(answered, &mut waiting),
-                Wake::Input(input) => self.on_input(input),
+                Wake::Input(input) => self.on_input(input, &mut waiting),
                 Wake::Mesh | Wake::Time => {}
             }
-            self.on_inputs(&mut inputs);
+            self.on_inputs(&mut inputs, &mut waiting);
             self.on_replies(&mut waiting);
             self.on_answers(&mut answers, &mut waiting);
             self.shard.on_time(Instant::now());
+            if answers.is_empty()
+                && let Some(reply) = waiting.spool.take()
+            {
+                // Whoever asked has stopped waiting, and the node.
+                let _ = reply.send(self.shard.held_traces(Instant::now()));
+            }
             self.carry_out(&mut waiting);
             self.publish();
             if self.shard.next_wake().is_some_and(|wake| wake <= Instant::now()) {
@@ -130,10 +141,10 @@ impl Turn {
         self.shard.on_view(Instant::now(), self.peers.standing());
     }
 
-    fn on_inputs(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+    fn on_inputs(&mut self, inputs: &mut mpsc::Receiver<Input>, waiting: &mut Waiting) {
         for _ in 0..INPUTS_PER_TURN {
             let Ok(input) = inputs.try_recv() else { break };
-            self.on_input(input);
+            self.on_input(input, waiting);
         }
     }
 
@@ -151,7 +162,7 @@ impl Turn {
         }
     }
 
-    fn on_input(&mut self, input: Input) {
+    fn on_input(&mut self, input: Input, waiting: &mut Waiting) {
         let now = Instant::now();
         match input {
             Input::Hold { cut, part, hold, reply } => {
@@ -161,10 +172,7 @@ impl Turn {
                 // Whoever asked may have gone away; what is stored stays.
                 let _ = reply.send(said);
             }
-            Input::HeldTraces(reply) => {
-                // Whoever asked has stopped waiting, and the node.
-                let _ = reply.send(self.shard.held_traces(now));
-            }
+            Input::HeldTraces(reply) => waiting.spool = Some(reply),
             Input::Tell { trace_id, reply } => {
                 let _ = reply.send(self.shard.tell(now, trace_id));
             }
@@ -198,8 +206,8 @@ impl Turn {
         }
         let outgoing = Outgoing::new(effects, self.peers.sender());
         self.count_hand_over(&outgoing);
-        for (attempt, number, sinks) in outgoing.exports {
-            self.export(&attempt, number, sinks, waiting);
+        for export in outgoing.exports {
+            self.export(&export, waiting);
         }
         for (attempt, number, why) in outgoing.dead_letters {
             self.bury(&attempt, number, why, waiting);
@@ -223,15 +231,11 @@ impl Turn {
         }
     }
 
-    fn export(
-        &mut self,
-        attempt: &Arc<Attempt>,
-        number: u32,
-        sinks: SinkSet,
-        waiting: &mut Waiting,
-    ) {
+    fn export(&mut self, export: &Export, waiting: &mut Waiting) {
+        let Export { attempt, number, sinks, withdrawn } = export;
         for sink in sinks.iter() {
-            if let Some(reply) = self.reply(attempt, number, sink, waiting) {
+            if let Some(reply) = self.reply(attempt, *number, sink, waiting) {
+                let reply = reply.until(withdrawn.clone());
                 self.sinks[sink as usize].submit(Arc::clone(attempt), reply);
             }
         }

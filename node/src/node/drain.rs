@@ -18,7 +18,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 impl Node {
     /// PROTOCOL.md, M4: not ready but accepting, then no new requests, then leave and hand on.
-    pub(super) async fn drain(&self) -> End {
+    /// `None` when time is over and something is left.
+    pub(super) async fn drain(&self) -> Option<End> {
         tracing::info!("draining");
         self.parts.draining.cancel();
         self.admission.send_replace(Admission::Leaving);
@@ -45,21 +46,27 @@ impl Node {
         let left = self.drain.timeout.saturating_sub(begun.elapsed());
         if timeout(left, empty).await.is_ok() {
             self.spool.clear();
-            return End::Drained;
+            return Some(End::Drained);
         }
         // So nothing that was answered comes after what is spooled.
         self.stop_answering().await;
         let _ = timeout(REQUEST_MAX, self.settling.idle()).await;
-        let spool = self.spool.place();
-        let (is_read, rest) = (self.spool.is_read(), self.spool.end_reading());
-        let span_count = self.held();
-        if span_count == 0 && is_read {
+        if self.spool.is_read() && self.held() == 0 {
             let traces = self.parts.shards.unplaced();
             tracing::warn!(traces, "not all that is remembered was handed over in time");
             self.spool.clear();
-            return End::Drained;
+            return Some(End::Drained);
         }
-        match self.spool.write(self.parts.shards.spooled().await, rest) {
+        None
+    }
+
+    /// Spools what is left. The sinks have stopped: what they took is not left.
+    pub(super) async fn spool_rest(&self) -> End {
+        let spool = self.spool.place();
+        let rest = self.spool.end_reading();
+        let held = self.parts.shards.spooled().await;
+        let span_count = self.held();
+        match self.spool.write(held, rest) {
             Ok(()) => End::Left { span_count, spool },
             Err(source) => End::Lost { span_count, spool, source },
         }

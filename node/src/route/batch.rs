@@ -4,6 +4,7 @@
 //! counts as held by a target only when *all* its frames were answered by one incarnation. Who gets
 //! which traces is decided by [`entry`](crate::entry).
 
+use crate::assemble::outgoing::NAMES_BYTES_MAX;
 use crate::cut::{Cut, span_key};
 use crate::entry::{Content, Mark, Outcome, Send};
 use crate::frame::{Hold, HoldReply, HoldTrace, Origin, Sender, milliseconds, trace_id_bytes};
@@ -31,7 +32,7 @@ pub struct Batching<'a> {
 /// A frame was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoReply {
-    /// Too much is under way to that peer: an answer, not silence.
+    /// Too much is under way to that peer: no silence, so nobody goes around it.
     Busy,
     /// It made no progress, or cannot be reached.
     Silence,
@@ -46,7 +47,8 @@ impl Batching<'_> {
             if send.target == *self.me {
                 Vec::new()
             } else if send.content == Content::Names {
-                vec![Hold { traces: self.names(cut, &send.traces), ..self.hold(send.mark) }]
+                let hold = |traces| Hold { traces, ..self.hold(send.mark) };
+                self.names(cut, &send.traces).into_iter().map(hold).collect()
             } else {
                 let parts = parts.next().unwrap_or_default().into_iter();
                 let hold = |part: Part| Hold { request: part.request, ..self.hold(send.mark) };
@@ -84,7 +86,8 @@ impl Batching<'_> {
         split(cut.request(), cut.scan(), usize::from(count), &targets, self.frame_bytes_max)
     }
 
-    fn names(&self, cut: &Cut, traces: &[u32]) -> Vec<HoldTrace> {
+    /// By frames. One trace's names alone are few enough: a request of ours has a bound.
+    fn names(&self, cut: &Cut, traces: &[u32]) -> Vec<Vec<HoldTrace>> {
         let name = |trace: u32| HoldTrace {
             trace_id: trace_id_bytes(cut.trace_id(trace)),
             due_in_ms: milliseconds(self.age_max),
@@ -95,7 +98,17 @@ impl Batching<'_> {
                 .collect(),
             ..Default::default()
         };
-        traces.iter().copied().map(name).collect()
+        let mut frames = vec![Vec::new()];
+        let mut bytes = 0;
+        for named in traces.iter().copied().map(name) {
+            bytes += named.bytes();
+            if bytes > NAMES_BYTES_MAX {
+                bytes = named.bytes();
+                frames.push(Vec::new());
+            }
+            frames.last_mut().expect("there is one from the start").push(named);
+        }
+        frames
     }
 }
 

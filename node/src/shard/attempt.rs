@@ -5,7 +5,7 @@
 //! is spread by the trace id, so that traces which failed together do not come back together.
 
 use super::Effect;
-use crate::sink::{Attempt, Outcome};
+use crate::sink::{Attempt, Outcome, Withdrawn};
 use crate::spans::TraceId;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -98,6 +98,8 @@ pub(crate) struct Trying {
     pub(crate) number: u32,
     /// Some span of the trace was done when the attempt began.
     pub(crate) late: bool,
+    /// Tells the sinks to which it is in flight.
+    withdrawn: Withdrawn,
     destination: Destination,
     owed: SinkSet,
     flying: SinkSet,
@@ -120,6 +122,7 @@ impl Trying {
             attempt,
             number: 0,
             late,
+            withdrawn: Withdrawn::default(),
             destination,
             owed: sinks,
             flying: sinks,
@@ -132,7 +135,10 @@ impl Trying {
     pub(crate) fn effect(&self) -> Effect {
         let (attempt, number) = (Arc::clone(&self.attempt), self.number);
         match self.destination {
-            Destination::Sinks => Effect::Export { attempt, number, sinks: self.flying },
+            Destination::Sinks => {
+                let withdrawn = self.withdrawn.clone();
+                Effect::Export { attempt, number, sinks: self.flying, withdrawn }
+            }
             Destination::DeadLetters(why) => Effect::DeadLetter { attempt, number, why },
         }
     }
@@ -148,6 +154,12 @@ impl Trying {
             Answer::Again { after } => self.after = self.after.max(after.unwrap_or_default()),
             Answer::Unanswered => {}
         }
+    }
+
+    /// Whether sinks that have not begun the try should not begin it. That ends it as if they had
+    /// put it off.
+    pub(crate) fn withdraw(&self, withdrawn: bool) {
+        self.withdrawn.set(withdrawn);
     }
 
     pub(crate) fn in_flight(&self) -> bool {
@@ -169,6 +181,7 @@ impl Trying {
     /// Begins the next try, with the sinks that still owe.
     pub(crate) fn again(&mut self, number: u32) {
         self.number = number;
+        self.withdraw(false);
         self.flying = self.owed;
         self.tries += 1;
         self.after = Duration::ZERO;

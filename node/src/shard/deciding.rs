@@ -8,7 +8,7 @@
 use super::attempt::{Answer, Result, Trying};
 use super::placing::spans_of;
 use super::trace::{SpanState, Trace};
-use super::{Cause, Effect, Limits, Role, SETTLE_MAX, Shard, to_ms};
+use super::{CALM_AGAIN, Cause, Effect, Limits, Role, SETTLE_MAX, Shard, to_ms};
 use crate::frame::{DoneTrace, Verdict, trace_id_bytes};
 use crate::process;
 use crate::sink::Attempt;
@@ -167,24 +167,35 @@ impl Shard {
     }
 
     /// Gives up an attempt that owes something still, but of which every span was said to be done
-    /// by somebody else; without this, spans that come later would wait for its end for ever.
+    /// by somebody else; without this, spans that come later would wait for its end for ever. One
+    /// that is in flight is withdrawn, and given up when that is answered.
     pub(super) fn drop_attempt_done_elsewhere(&mut self, index: u32) -> bool {
         let Some(trace) = self.table.get_mut(index) else { return false };
-        let owes = |trying: &Trying| !trying.in_flight() && trying.owed();
-        let is_over = trace.trying.as_deref().is_some_and(owes)
-            && trace.keys_in(SpanState::Sending).next().is_none();
-        if is_over {
-            trace.trying = None;
+        let Some(trying) = trace.trying.as_deref().filter(|trying| trying.owed()) else {
+            return false;
+        };
+        if trace.keys_in(SpanState::Sending).next().is_some() {
+            return false;
         }
-        is_over
+        if trying.in_flight() {
+            trying.withdraw(true);
+            return false;
+        }
+        trace.trying = None;
+        true
     }
 
-    /// The backoff of an attempt is over: the owner makes it again, whoever is none any more gives
+    /// The backoff of an attempt is over: the owner makes it again when it is calm, whoever is none any more gives
     /// it up and asks.
     pub(super) fn try_again(&mut self, index: u32, role: Role, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index) else { return };
+        let is_calm = self.outlook.is_calm(trace.slot) || now_ms >= calm_by(trace);
         let Some(trying) = trace.trying.as_mut() else { return };
         if trying.in_flight() {
+            return;
+        }
+        if role == Role::Owner && !is_calm {
+            self.wake_at(index, now_ms + to_ms(CALM_AGAIN));
             return;
         }
         if role == Role::Owner {

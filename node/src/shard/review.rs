@@ -167,6 +167,9 @@ impl Shard {
             trace.vanished.add(life(&self.hash_key, &owner.id, generation(owner)), now_ms);
         }
         trace.asked = 0;
+        if let Some(trying) = &trace.trying {
+            trying.withdraw(role != Role::Owner);
+        }
         if self.outlook.is_last_to_leave() {
             trace.due_ms = trace.due_ms.min(now_ms);
         }

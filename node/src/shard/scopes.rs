@@ -3,7 +3,8 @@
 //! Spans of one service repeat the same resource in every request. The invariant: equal bytes give
 //! the same allocation while any span refers to it. What nobody refers to any more is dropped when
 //! the table has doubled since the last sweep, so a client that never repeats itself costs at most
-//! twice what is held, and the bytes are counted until then.
+//! twice what is held, and every [`SWEEP_EVERY_MS`] where there are many bytes: a node that is full
+//! of what is not needed takes nothing in by which a table could double.
 
 use crate::spans::{Resource, Scope};
 use hashbrown::HashTable;
@@ -15,6 +16,12 @@ use std::sync::Arc;
 /// Below this size the table is never swept.
 const SWEPT_FROM: usize = 1024;
 
+/// A table of fewer bytes is not swept by time.
+const SWEPT_FROM_BYTES: usize = 1 << 20;
+
+/// The time between two sweeps, in milliseconds. One costs a millisecond for 10,000 scopes.
+const SWEEP_EVERY_MS: u64 = 10_000;
+
 /// Counters of an `Arc`, and a table entry.
 const ENTRY_BYTES: usize = 16 + 16;
 
@@ -24,6 +31,7 @@ pub(crate) struct Scopes {
     resources: HashTable<Arc<Resource>>,
     scopes: HashTable<Arc<Scope>>,
     sweep_at: usize,
+    swept_ms: u64,
     bytes: usize,
 }
 
@@ -35,6 +43,7 @@ impl Scopes {
             resources: HashTable::new(),
             scopes: HashTable::new(),
             sweep_at: SWEPT_FROM,
+            swept_ms: 0,
             bytes: 0,
         }
     }
@@ -59,8 +68,22 @@ impl Scopes {
         self.scopes.insert_unique(hash, Arc::clone(&scope), |known| {
             hash_of(hash_key, &known.fields) ^ Arc::as_ptr(&known.resource).addr() as u64
         });
-        self.sweep();
+        if self.scopes.len() >= self.sweep_at {
+            self.sweep();
+        }
         scope
+    }
+
+    /// When [`Self::on_time`] has something to do.
+    pub(crate) fn next_sweep(&self) -> Option<u64> {
+        (self.bytes >= SWEPT_FROM_BYTES).then_some(self.swept_ms + SWEEP_EVERY_MS)
+    }
+
+    pub(crate) fn on_time(&mut self, now_ms: u64) {
+        if self.next_sweep().is_some_and(|at| at <= now_ms) {
+            self.sweep();
+            self.swept_ms = now_ms;
+        }
     }
 
     fn intern_resource(&mut self, fields: Box<[u8]>) -> Arc<Resource> {
@@ -77,9 +100,6 @@ impl Scopes {
     }
 
     fn sweep(&mut self) {
-        if self.scopes.len() < self.sweep_at {
-            return;
-        }
         self.scopes.retain(|scope| Arc::strong_count(scope) > 1);
         self.resources.retain(|resource| Arc::strong_count(resource) > 1);
         self.bytes = self.scopes.iter().map(|scope| scope_bytes(scope)).sum::<usize>()

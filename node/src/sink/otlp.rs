@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::select;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Enough to keep a link busy while answers travel; with requests of 3 MiB, 12 MiB of copies.
@@ -297,8 +297,12 @@ impl Exporter {
     async fn refuse(&self, pending: Pending, reason: String) {
         let letters = self.dead_letters.clone();
         let attempt = pending.attempt.clone();
-        let written = spawn_blocking(move || letters.refuse(&attempt, &reason)).await;
-        pending.answer(joined(written).unwrap_or(Outcome::AGAIN));
+        let written = spawn_blocking(move || letters.refuse(&attempt, &reason));
+        // Of a disk that hangs nothing is known.
+        pending.answer(match timeout(ATTEMPT_MAX, written).await {
+            Ok(written) => joined(written).unwrap_or(Outcome::AGAIN),
+            Err(_) => Outcome::Unanswered,
+        });
     }
 }
 

@@ -7,6 +7,7 @@
 use super::{Attempt, Outcome, Sink};
 use crate::spans::TraceId;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::sync::mpsc;
 
 /// What became of one attempt.
@@ -22,17 +23,41 @@ pub struct Answered {
     pub outcome: Outcome,
 }
 
+/// Whether an attempt that its sink has not begun should not begin any more (PROTOCOL.md, D2);
+/// clones share it. One that has begun goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Withdrawn(Arc<AtomicBool>);
+
+impl Withdrawn {
+    /// Whether it is.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn set(&self, withdrawn: bool) {
+        self.0.store(withdrawn, Relaxed);
+    }
+}
+
 /// Where the outcome of one attempt goes.
 #[derive(Debug)]
 pub struct Reply {
     to: mpsc::Sender<Answered>,
     answered: Answered,
+    withdrawn: Withdrawn,
 }
 
 impl Reply {
     /// A reply about a try at one sink. There has to be room for it in `to`.
     pub fn new(to: mpsc::Sender<Answered>, trace_id: TraceId, number: u32, sink: u32) -> Self {
-        Self { to, answered: Answered { trace_id, number, sink, outcome: Outcome::AGAIN } }
+        let answered = Answered { trace_id, number, sink, outcome: Outcome::AGAIN };
+        Self { to, answered, withdrawn: Withdrawn::default() }
+    }
+
+    /// The same for an attempt that may be withdrawn.
+    pub(crate) fn until(mut self, withdrawn: Withdrawn) -> Self {
+        self.withdrawn = withdrawn;
+        self
     }
 
     /// Says what became of the attempt.
@@ -40,9 +65,9 @@ impl Reply {
         self.answered.outcome = outcome;
     }
 
-    /// Nobody waits for it any more, so the attempt should not begin.
+    /// Nobody wants it any more, so the attempt should not begin.
     pub(super) fn is_unwanted(&self) -> bool {
-        self.to.is_closed()
+        self.withdrawn.is_set() || self.to.is_closed()
     }
 }
 

@@ -277,7 +277,8 @@ fn settle_max_ran_out(model: &Model<'_>, slot: Slot, export: &OneExport) -> bool
     let due = model.trace(export.trace).and_then(|trace| exports::due(model, trace));
     let waited = due.is_some_and(|due| export.at.0 + EARLY_MAX >= due.0 + SETTLE_MAX);
     let decides_uncalm = || {
-        model.ever_counted_by(export.node, "spans_exported_again_possible_total{cause=\"uncalm\"}") > 0
+        model.ever_counted_by(export.node, "spans_exported_again_possible_total{cause=\"uncalm\"}")
+            > 0
     };
     waited && (decides_uncalm() || views_differ(model, slot, export))
 }

@@ -310,7 +310,7 @@ impl World {
     fn send_out(&mut self, number: usize, outgoing: Outgoing) {
         let plan = Arc::clone(&self.plan);
         let generation = self.nodes[number].incarnation.generation;
-        for (attempt, try_number, sinks) in outgoing.exports {
+        for outgoing::Export { attempt, number: try_number, sinks, .. } in outgoing.exports {
             let Some(trace) = plan.trace(attempt.trace_id) else { continue };
             let spans = self.nodes[number].known[trace].sending;
             for sink in sinks.iter() {
