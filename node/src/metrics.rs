@@ -239,7 +239,8 @@ pub struct TraceMetrics {
     pub decided: Family<DecisionLabels, Counter>,
     /// `traces_in_parts_total`: traces of which a second part was exported.
     pub in_parts: Counter,
-    /// `traces_forgotten_early_total`: remembered traces forgotten for lack of memory.
+    /// `traces_forgotten_early_total`: remembered traces forgotten for lack of memory, and
+    /// traces of so many spans that the oldest of them were.
     pub forgotten_early: Counter,
     /// `decide_delay_seconds`: from due to decided.
     pub decide_delay_seconds: Histogram,
@@ -341,7 +342,7 @@ impl TraceMetrics {
             forgotten_early: new(
                 registry,
                 "traces_forgotten_early",
-                "Remembered traces that were forgotten for lack of memory",
+                "Remembered traces forgotten for lack of memory, and long ones of which a part was",
             ),
             decide_delay_seconds: add(
                 registry,

@@ -179,7 +179,7 @@ pub struct Tally {
     pub taken_over: u64,
     /// Spans of traces decided although not calm.
     pub uncalm: u64,
-    /// Remembered traces forgotten for lack of space.
+    /// Remembered traces forgotten for lack of space, and traces of which the oldest keys were.
     pub forgotten_early: u64,
     /// Traces of which a second part was exported.
     pub in_parts: u64,
@@ -387,6 +387,7 @@ impl Shard {
     /// Sees to it that a trace is looked at again when it must be.
     fn after_change(&mut self, index: u32, now_ms: u64) {
         self.drop_attempt_done_elsewhere(index);
+        self.forget_oldest_keys(index, now_ms);
         let Some(trace) = self.table.get_mut(index) else { return };
         if trace.held_count == 0 {
             self.remember(index, now_ms);

@@ -214,6 +214,14 @@ pub struct Spool {
 pub struct Rest {
     record: Option<Bytes>,
     records: Option<Records>,
+    kept: bool,
+}
+
+impl Rest {
+    /// Whether all was read.
+    pub fn is_empty(&self) -> bool {
+        self.record.is_none() && self.records.is_none()
+    }
 }
 
 #[derive(Default)]
@@ -297,8 +305,14 @@ impl Spool {
     pub fn end_reading(&self) -> Rest {
         let mut unread = self.unread();
         // What is being read goes on into the new spool, which nobody removes.
-        unread.kept = false;
-        Rest { record: unread.record.take(), records: unread.records.take() }
+        let kept = std::mem::take(&mut unread.kept);
+        Rest { record: unread.record.take(), records: unread.records.take(), kept }
+    }
+
+    /// Nothing of it is needed any more after reading was ended.
+    pub fn discard(&self, rest: &Rest) {
+        self.unread().kept = rest.kept;
+        self.clear();
     }
 
     /// Replaces it by `holds` and what was not read of it.
@@ -433,8 +447,37 @@ mod tests {
         for number in 1..4 {
             fs::write(&file.path, b"garbage").unwrap();
             assert!(file.set_aside().unwrap().ends_with(&format!("spool.damaged-{number}")));
+            file.clear().unwrap();
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn what_stands_before_a_damage_stays_until_it_is_placed() {
+        let (directory, file) = spool();
+        let all = [Bytes::from_static(b"first"), Bytes::from_static(b"second")];
+        file.write(&mut all.iter().cloned()).unwrap();
+        let mut damaged = fs::read(&file.path).unwrap();
+        *damaged.last_mut().unwrap() ^= 1;
+        fs::write(&file.path, &damaged).unwrap();
+        let read = || {
+            let spool = Spool::open(Arc::new(file.clone())).unwrap();
+            let first = spool.next();
+            spool.unread().record = None;
+            (first, spool.next(), spool)
+        };
+        for _ in 0..2 {
+            let (first, second, _) = read();
+            assert_eq!((first.as_ref(), second), (Some(&all[0]), None), "whoever is killed then");
+        }
+        let (.., spool) = read();
+        let rest = spool.end_reading();
+        assert!(rest.is_empty());
+        spool.clear();
+        assert!(file.path.exists(), "it may be another one by then");
+        spool.discard(&rest);
+        assert!(!file.path.exists());
+        assert_eq!(fs::read(directory.path().join("spool.damaged-1")).unwrap(), damaged);
     }
 
     #[test]

@@ -311,6 +311,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::timeout;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, 1], port))
@@ -370,6 +371,25 @@ mod tests {
         }
         assert_eq!(slots.next_notice(address(1)), None);
         assert!(slots.queue(address(1), notice(9)).starts_flush);
+    }
+
+    #[tokio::test]
+    async fn what_is_let_under_way_is_what_the_path_carries_in_a_second() {
+        let frame = Frame::new(1, bytes::Bytes::from(vec![0; 64 * 1024]));
+        let entered = async |bytes_per_second: u64| {
+            let limits = Limits::new();
+            let mut places = Vec::new();
+            let enter = || timeout(Duration::ZERO, limits.enter(&frame, bytes_per_second));
+            while let Ok(place) = enter().await {
+                places.push(place);
+            }
+            places.len()
+        };
+        let all = CALL_BYTES_MAX / (64 * 1024);
+        assert!((all - 1..=all).contains(&entered(u64::MAX).await));
+        assert!((15..=16).contains(&entered(1 << 20).await), "16 frames of 64 KiB are a mebibyte");
+        assert_eq!(entered(1000).await, 1, "one may always go");
+        assert_eq!(entered(0).await, 1);
     }
 
     #[test]

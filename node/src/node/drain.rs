@@ -51,21 +51,23 @@ impl Node {
         // So nothing that was answered comes after what is spooled.
         self.stop_answering().await;
         let _ = timeout(REQUEST_MAX, self.settling.idle()).await;
-        if self.spool.is_read() && self.held() == 0 {
-            let traces = self.parts.shards.unplaced();
-            tracing::warn!(traces, "not all that is remembered was handed over in time");
-            self.spool.clear();
-            return Some(End::Drained);
-        }
         None
     }
 
-    /// Spools what is left. The sinks have stopped: what they took is not left.
+    /// Spools what is left. The sinks have stopped, so what they took is done.
     pub(super) async fn spool_rest(&self) -> End {
         let spool = self.spool.place();
         let rest = self.spool.end_reading();
         let held = self.parts.shards.spooled().await;
         let span_count = self.held();
+        if span_count == 0 && rest.is_empty() {
+            let traces = self.parts.shards.unplaced();
+            if traces > 0 {
+                tracing::warn!(traces, "not all that is remembered was handed over in time");
+            }
+            self.spool.discard(&rest);
+            return End::Drained;
+        }
         match self.spool.write(held, rest) {
             Ok(()) => End::Left { span_count, spool },
             Err(source) => End::Lost { span_count, spool, source },

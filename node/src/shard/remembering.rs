@@ -2,9 +2,11 @@
 //! recognised.
 //!
 //! A trace is remembered from when nothing of it is held until its time is over, or until the bound
-//! on memory is reached; then the one that was remembered longest goes first, and is counted. The
-//! invariant: an entry of the queue counts only when it names the time that the trace itself does.
+//! on memory is reached; then the one that was remembered longest goes first, and is counted; so
+//! are traces of more than [`KEYS_MAX`] spans, of which the oldest are forgotten. The invariant: an
+//! entry of the queue counts only when it names the time that the trace itself does.
 
+use super::trace::{KEYS_MAX, Trace};
 use super::{Shard, to_ms};
 
 impl Shard {
@@ -22,6 +24,16 @@ impl Shard {
             if !self.forget_oldest() {
                 break;
             }
+            self.tally.forgotten_early += 1;
+        }
+    }
+
+    /// Bounds what is known of one trace.
+    pub(super) fn forget_oldest_keys(&mut self, index: u32, now_ms: u64) {
+        let has_many = |trace: &Trace| trace.key_count() > KEYS_MAX;
+        if self.table.get(index).is_some_and(has_many)
+            && self.change(index, now_ms, Trace::forget_oldest_keys) == Some(true)
+        {
             self.tally.forgotten_early += 1;
         }
     }

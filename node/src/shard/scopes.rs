@@ -156,4 +156,18 @@ mod tests {
         assert!(scopes.bytes() < SWEPT_FROM * 300);
         assert!(Arc::ptr_eq(&kept, &scopes.intern(boxed(b"kept"), boxed(b"kept"))));
     }
+
+    #[test]
+    fn many_bytes_are_swept_by_time_though_no_more_come() {
+        let mut scopes = Scopes::new([7; 16]);
+        let kept = scopes.intern(boxed(b"kept"), boxed(b"kept"));
+        assert_eq!(scopes.next_sweep(), None);
+        scopes.intern(vec![1; 2 * SWEPT_FROM_BYTES].into(), boxed(b""));
+        scopes.on_time(SWEEP_EVERY_MS - 1);
+        assert!(scopes.bytes() > SWEPT_FROM_BYTES);
+        assert_eq!(scopes.next_sweep(), Some(SWEEP_EVERY_MS));
+        scopes.on_time(SWEEP_EVERY_MS);
+        assert!(scopes.bytes() < 1000 && scopes.next_sweep().is_none());
+        assert!(Arc::ptr_eq(&kept, &scopes.intern(boxed(b"kept"), boxed(b"kept"))));
+    }
 }

@@ -387,6 +387,64 @@ fn span_that_is_known_is_not_stored_again() {
 }
 
 #[test]
+fn replica_that_gets_again_what_is_done_is_told_again() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    let told = rig.answer(trace, number, Answer::Acknowledged);
+    rig.hold(vec![root(trace, 1)]);
+    let again = rig.pass(Duration::ZERO);
+    assert_eq!(done_of(&again), done_of(&told));
+    rig.hold_from(Origin::Placing, vec![root(trace, 1)]);
+    assert!(rig.pass(Duration::ZERO).is_empty(), "who places has its answer");
+    rig.hold(vec![root(trace, 1), child(trace, 2)]);
+    assert!(rig.shard.take_effects().is_empty(), "a part says nothing of the whole");
+}
+
+#[test]
+fn attempt_is_withdrawn_when_another_node_is_owner_or_all_of_it_is_done_elsewhere() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let withdrawn = |effects: &[Effect]| match effects {
+        [Effect::Export { withdrawn, number, .. }] => (withdrawn.clone(), *number),
+        other => panic!("expected one export, not {other:?}"),
+    };
+    let (waits, number) = withdrawn(&rig.pass(seconds(6)));
+    assert!(!waits.is_set());
+    let others = placement(&["a", "b", "c", "d", "e", "f", "g", "h"]);
+    let owner = others.holders(KEY.slot(&[trace; 16])).unwrap().owner;
+    assert_ne!(others.view().members()[usize::from(owner)].id.as_str(), "a");
+    rig.view(others, MemberState::Active);
+    assert!(waits.is_set());
+    rig.view(placement(&["a", "b"]), MemberState::Active);
+    assert!(!waits.is_set(), "it was not begun, and may begin again");
+    rig.shard.on_done(rig.now, id(trace), Verdict::Keep, key(1).name());
+    assert!(waits.is_set());
+    rig.answer(trace, number, Answer::Again { after: None });
+    assert_eq!(rig.held(trace), Some(0));
+    assert!(rig.pass(seconds(60)).iter().all(|effect| !matches!(effect, Effect::Export { .. })));
+}
+
+#[test]
+fn attempt_is_made_again_only_when_it_is_calm() {
+    let mut rig = Rig::new("a", &["a", "b"]);
+    let trace = trace_of(&rig.placement, "a", Some("b"));
+    rig.hold(vec![root(trace, 1)]);
+    let (_, number) = export(&rig.pass(seconds(6)));
+    rig.answer(trace, number, Answer::Again { after: None });
+    let mut standing = settled("a", &rig.placement, MemberState::Active);
+    standing.peers.values_mut().for_each(|peer| (peer.view_hash, peer.settled) = (1, 1));
+    rig.stand(standing);
+    let exports = |effects: Vec<Effect>| {
+        effects.iter().filter(|effect| matches!(effect, Effect::Export { .. })).count()
+    };
+    assert_eq!(exports(rig.pass(seconds(3))), 0, "what others did meanwhile is not known yet");
+    assert_eq!(exports(rig.pass(SETTLE_MAX)), 1);
+}
+
+#[test]
 fn same_span_id_with_another_kind_is_another_span() {
     let mut rig = Rig::new("a", &["a"]);
     rig.hold(vec![root(1, 1), Span { kind: 3, ..child(1, 1) }]);
@@ -520,6 +578,8 @@ fn last_node_to_leave_decides_at_once() {
     rig.view(Arc::new(Placement::new(Arc::new(leaving))), MemberState::Leaving);
     export(&rig.pass(Duration::ZERO));
     assert_eq!(rig.shard.take_tally().decided[0].0, Cause::Drain);
+    rig.hold_from(Origin::Placing, vec![child(2, 1)]);
+    export(&rig.pass(Duration::ZERO));
 }
 
 #[test]

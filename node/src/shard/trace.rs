@@ -19,6 +19,11 @@ use tracemesh_membership::Slot;
 /// trace does not cost the square of its size.
 const WALKED_KEYS_MAX: usize = 64;
 
+/// A trace with more keys forgets the oldest of those that are done, down to half of this: all that
+/// is known of a trace fits into a frame, and a trace id that is used for days costs no more memory
+/// with each of them.
+pub(super) const KEYS_MAX: usize = 256 << 10;
+
 /// What an `Arc<[u8]>` costs besides its bytes and its pointer: two counters, and the allocator's
 /// word and rounding.
 const BLOCK_ALLOCATION_BYTES: usize = 16 + 16;
@@ -152,6 +157,8 @@ pub(crate) struct Trace {
     /// The export attempt that is not over, if any.
     pub(crate) trying: Option<Box<Trying>>,
     words: Vec<u64>,
+    /// The wrapping sum of keys that were forgotten.
+    forgotten: u64,
     stored: Vec<Stored>,
     blocks: u32,
     index: Option<Box<HashTable<u32>>>,
@@ -178,6 +185,7 @@ impl Trace {
             remembered_until_ms: 0,
             trying: None,
             words: Vec::new(),
+            forgotten: 0,
             stored: Vec::new(),
             blocks: 0,
             index: None,
@@ -309,14 +317,30 @@ impl Trace {
         self.stored.retain(|_| kept.next().unwrap_or(true));
     }
 
+    /// Forgets the oldest keys of spans that are done when there are more than [`KEYS_MAX`]; whether
+    /// there were some to forget. A span that comes once more is a new one then. They go on in the
+    /// sums, so holders that saw the same of a trace still agree.
+    pub(crate) fn forget_oldest_keys(&mut self) -> bool {
+        // All before the first block: what is held has its bytes in one.
+        let done = self.stored.first().map_or(self.words.len(), |stored| stored.first as usize);
+        let count = done.min(self.words.len().saturating_sub(KEYS_MAX / 2));
+        if self.words.len() <= KEYS_MAX || count == 0 {
+            return false;
+        }
+        self.forgotten = sum(self.forgotten, self.words.drain(..count));
+        self.stored.iter_mut().for_each(|stored| stored.first -= count as u32);
+        self.build_index();
+        true
+    }
+
     /// The wrapping sum of the keys that are done, as [`Done`](crate::frame::Done) carries it.
     pub(crate) fn done_sum(&self) -> u64 {
-        self.keys_in(SpanState::Done).fold(0, |sum, key| sum.wrapping_add(key.0))
+        sum(self.forgotten, self.keys_in(SpanState::Done).map(SpanKey::name))
     }
 
     /// The wrapping sum of all keys.
     pub(crate) fn sum(&self) -> u64 {
-        self.words.iter().fold(0, |sum, word| sum.wrapping_add(word & !STATE_BITS))
+        sum(self.forgotten, self.words.iter().copied())
     }
 
     pub(crate) fn keys_in(&self, state: SpanState) -> impl Iterator<Item = SpanKey> {
@@ -415,6 +439,11 @@ impl Trace {
     }
 }
 
+/// The wrapping sum of keys, whatever their states, from one on.
+fn sum(from: u64, words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(from, |sum, word| sum.wrapping_add(word & !STATE_BITS))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -489,5 +518,28 @@ mod tests {
         }
         assert_eq!(trace.state(SpanKey::new(5000 << 2)), None);
         assert!(trace.index.is_some());
+    }
+
+    #[test]
+    fn endless_trace_forgets_its_oldest_done_keys_and_keeps_its_sums() {
+        let end = KEYS_MAX as u64 + 1;
+        let mut trace = trace_of(0..10);
+        store(&mut trace, [10..end]);
+        let key = |key: u64| SpanKey::new(key << 2);
+        assert!(!trace.forget_oldest_keys(), "all is held");
+        (1..end).for_each(|number| assert!(trace.finish(key(number))));
+        trace.free_done();
+        assert!(!trace.forget_oldest_keys(), "the oldest is held");
+        store(&mut trace, [end..end + 2, end + 2..end + 3]);
+        assert!(trace.finish(key(0)));
+        trace.free_done();
+        let sums = (trace.sum(), trace.done_sum());
+        assert!(trace.forget_oldest_keys());
+        assert_eq!((trace.sum(), trace.done_sum()), sums);
+        assert_eq!((trace.key_count(), trace.held_count), (KEYS_MAX / 2, 3));
+        assert_eq!(trace.state(key(end - KEYS_MAX as u64 / 2)), None);
+        assert_eq!(trace.state(key(end - KEYS_MAX as u64 / 2 + 3)), Some(SpanState::Done));
+        assert_eq!(trace.chunks(|of, _| of == key(end + 1)).0[0].spans[2], (end + 1) as u8);
+        assert!(!trace.forget_oldest_keys());
     }
 }

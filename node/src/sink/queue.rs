@@ -150,6 +150,7 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::Withdrawn;
     use crate::sink::reply::submit;
     use crate::sink::testing::trace;
     use futures_util::FutureExt;
@@ -180,6 +181,24 @@ mod tests {
         let _third = submit(&*queue, attempt.clone());
         drop((batch, inbox));
         assert_eq!(gauge.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn attempt_that_is_withdrawn_is_in_no_batch_and_may_be_made_again() {
+        let (queue, mut inbox) = queue("otlp".into(), 1 << 20, Gauge::default());
+        let (to, mut answers) = mpsc::channel(2);
+        let withdrawn = Withdrawn::default();
+        for number in 1..3 {
+            let attempt = trace(number, 1);
+            let reply = Reply::new(to.clone(), attempt.trace_id, number.into(), 0);
+            let reply = if number == 1 { reply.until(withdrawn.clone()) } else { reply };
+            queue.submit(attempt, reply);
+        }
+        withdrawn.set(true);
+        let batch = inbox.next_batch(&batching(1, 1 << 20)).await.unwrap();
+        assert_eq!((batch.len(), batch[0].attempt.trace_id), (1, trace(2, 1).trace_id));
+        let answered = answers.recv().await.unwrap();
+        assert_eq!((answered.number, answered.outcome), (1, Outcome::AGAIN));
     }
 
     #[tokio::test]

@@ -7,9 +7,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use tracemesh_tests::grpc::{Answer, Server};
 use tracemesh_tests::node::Node;
 use tracemesh_tests::program::Program;
-use tracemesh_tests::wait::wait_until;
+use tracemesh_tests::wait::{last, wait_until};
 
 const SPANS_OF_A_TRACE: u64 = 4;
 
@@ -146,4 +150,31 @@ fn full_disk_is_said_with_its_path_and_loses_nothing() {
     let lines = tracemesh_tests::traces::read(&file);
     let ids: BTreeSet<_> = lines.iter().map(|line| line.trace_id.clone()).collect();
     assert_eq!((lines.len() as u64, ids.len() as u64), (traces, traces), "each once");
+}
+
+#[test]
+fn what_a_sink_takes_while_the_node_ends_is_not_spooled() {
+    let host = host();
+    let (asked, came) = channel();
+    let (answer, answers) = channel();
+    let answers = Mutex::new(answers);
+    let server = Server::start("127.0.0.1:0", move |_| {
+        asked.send(()).expect("the test waits for it");
+        answers.lock().expect("one request at a time").recv().expect("the test answers");
+        Answer::Taken
+    });
+    let settings = host
+        .node("a")
+        .with("sinks", json!([{ "otlp": { "endpoint": server.url(), "compression": "none" } }]))
+        .with("drain", json!({ "timeout": "0s", "announce": "0s" }));
+    let mut node = settings.start();
+    send(&node, &trace_id(1));
+    came.recv().expect("the sink is asked");
+    node.program().terminate();
+    node.program().wait_for_output("draining");
+    // It would be spooled by now.
+    last(Duration::from_millis(500));
+    answer.send(()).expect("the sink waits for it");
+    assert_eq!(node.program().wait().code(), Some(0), "{}", settings.log());
+    assert!(!settings.directory().join("data/a/spool").exists());
 }
