@@ -234,7 +234,8 @@ pub(super) const KEYS: &[Key] = &[
         "traces.remember.memory",
         Kind::Share,
         Some("10%"),
-        "Memory for that, as a size or a share of `node.memory`; the oldest go first.",
+        "Memory for that, as a size or a share of `node.memory`; the oldest go first. Of one trace \
+         with more than 262,144 spans, the newer half is remembered.",
     ),
     key(
         "hand_over.bandwidth",
