@@ -839,6 +839,16 @@ fn trace_that_comes_out_before_or_long_after_it_is_due_is_found() {
     told.crash(8_000, 4, &[0, 1, 2, 3]);
     assert_green(&told.judge());
 
+    for (mood, is_found) in [(Mood::Dead, false), (Mood::Failing { share: 1.0 }, true)] {
+        let mut told = Told::calm();
+        let trace = told.trace(0, 1, 2);
+        told.accept(11_000, 0, all_spans(trace));
+        told.export(15_000, 1, all_spans(trace));
+        told.fault(5_000, 10_500, Fault::Sink { node: None, for_ms: Millis(5_500), mood });
+        let found = told.judge().violated.contains_key(&Invariant::DecidedInTime);
+        assert_eq!(found, is_found, "{mood:?}");
+    }
+
     // A new owner waits until all have settled, and no longer.
     for (at, is_found) in [(22_900, false), (23_100, true)] {
         let mut told = Told::calm();
@@ -918,6 +928,27 @@ fn partition_licenses_nothing_that_came_out_before_and_long_after_it() {
         told.view(13_000, 2, &[0, 1, 2, 3, 4]);
         let verdict = told.judge();
         let licences = verdict.licensed.get(&Licence::LiveNodeDropped);
+        assert_eq!(licences, is_licensed.then_some(&1), "{:#?}", verdict.findings);
+        assert_eq!(verdict.violated.contains_key(&Invariant::NoSpanTwice), !is_licensed);
+    }
+}
+
+#[test]
+fn span_that_no_done_covered_gives_the_exporter_more_time_to_crash() {
+    // Acknowledged before the export, after it, long after it.
+    for (accepted, is_licensed) in [(1_500, false), (6_000, true), (30_000, true)] {
+        let mut told = Told::calm();
+        let trace = told.trace(0, 1, 2);
+        let mut spans = all_spans(trace);
+        let last = vec![spans.pop().unwrap()];
+        told.accept(1_000, 0, spans);
+        told.request(1_100, 0, last.clone(), Answer::Later);
+        told.accept(accepted, 0, last);
+        told.export(2_100, 1, all_spans(trace));
+        told.crash(9_000, 1, &[0, 2, 3, 4]);
+        told.export(12_000, 2, all_spans(trace));
+        let verdict = told.judge();
+        let licences = verdict.licensed.get(&Licence::ExporterCrashed);
         assert_eq!(licences, is_licensed.then_some(&1), "{:#?}", verdict.findings);
         assert_eq!(verdict.violated.contains_key(&Invariant::NoSpanTwice), !is_licensed);
     }
@@ -1005,8 +1036,13 @@ fn early_forgetting_licenses_another() {
     let mut told = Told::calm();
     twice(&mut told, 2_100, SinkSaid::Acknowledged, (40_000, 1));
     let mut history = told.end();
-    let counters = &mut history.last_looks.get_mut(&1).unwrap().counters;
-    counters.insert("traces_forgotten_early_total".to_owned(), 3);
+    let forgotten = BTreeMap::from([("traces_forgotten_early_total".to_owned(), 3)]);
+    let former = BTreeMap::from([(1, forgotten.clone())]);
+    let mut before = History { former_counters: former, ..history.clone() };
+    assert_licensed(&check(&before), Licence::RememberedEvicted);
+    before.former_counters.clear();
+    assert!(check(&before).violated.contains_key(&Invariant::NoSpanTwice));
+    history.last_looks.get_mut(&1).unwrap().counters = forgotten;
     assert_licensed(&check(&history), Licence::RememberedEvicted);
 }
 
