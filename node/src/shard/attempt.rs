@@ -40,6 +40,10 @@ impl SinkSet {
         self.0 == 0
     }
 
+    fn is_one(self) -> bool {
+        self.0.is_power_of_two()
+    }
+
     fn remove(&mut self, sink: u32) {
         self.0 &= !1_u64.checked_shl(sink).unwrap_or(0);
     }
@@ -101,6 +105,8 @@ pub(crate) struct Trying {
     /// Tells the sinks to which it is in flight.
     withdrawn: Withdrawn,
     destination: Destination,
+    /// One sink alone is asked.
+    one_sink: bool,
     owed: SinkSet,
     flying: SinkSet,
     acknowledged: bool,
@@ -124,6 +130,7 @@ impl Trying {
             late,
             withdrawn: Withdrawn::default(),
             destination,
+            one_sink: sinks.is_one(),
             owed: sinks,
             flying: sinks,
             acknowledged: false,
@@ -156,10 +163,17 @@ impl Trying {
         }
     }
 
-    /// Whether sinks that have not begun the try should not begin it. That ends it as if they had
-    /// put it off.
-    pub(crate) fn withdraw(&self, withdrawn: bool) {
-        self.withdrawn.set(withdrawn);
+    /// Sinks that have not begun the try should not begin it: all of it is done. That ends it as if
+    /// they had put it off.
+    pub(crate) fn withdraw(&self) {
+        self.withdrawn.set(true);
+    }
+
+    /// The same, or the contrary, because another node is owner now, or this one again. Where
+    /// several sinks are asked, one may have begun: better that the others go on than that the new
+    /// owner asks all of them again.
+    pub(crate) fn leave_to(&self, other: bool) {
+        self.withdrawn.set(other && self.one_sink);
     }
 
     pub(crate) fn in_flight(&self) -> bool {
@@ -181,7 +195,7 @@ impl Trying {
     /// Begins the next try, with the sinks that still owe.
     pub(crate) fn again(&mut self, number: u32) {
         self.number = number;
-        self.withdraw(false);
+        self.withdrawn.set(false);
         self.flying = self.owed;
         self.tries += 1;
         self.after = Duration::ZERO;
@@ -235,6 +249,19 @@ mod tests {
         trying.on_answer(2, Answer::Acknowledged);
         assert!(!trying.owed());
         assert_eq!(trying.result(), Result::Exported);
+    }
+
+    #[test]
+    fn only_what_one_sink_has_is_left_to_a_new_owner() {
+        for (sinks, is_left) in [(1, true), (2, false)] {
+            let trying = trying(sinks);
+            trying.leave_to(true);
+            assert_eq!(trying.withdrawn.is_set(), is_left, "{sinks} sinks");
+            trying.leave_to(false);
+            assert!(!trying.withdrawn.is_set());
+            trying.withdraw();
+            assert!(trying.withdrawn.is_set());
+        }
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl Shard {
             return false;
         }
         if trying.in_flight() {
-            trying.withdraw(true);
+            trying.withdraw();
             return false;
         }
         trace.trying = None;

@@ -168,7 +168,7 @@ impl Shard {
         }
         trace.asked = 0;
         if let Some(trying) = &trace.trying {
-            trying.withdraw(role != Role::Owner);
+            trying.leave_to(role != Role::Owner);
         }
         if self.outlook.is_last_to_leave() {
             trace.due_ms = trace.due_ms.min(now_ms);
