@@ -44,19 +44,19 @@ impl Withdrawn {
 pub struct Reply {
     to: mpsc::Sender<Answered>,
     answered: Answered,
-    withdrawn: Withdrawn,
+    withdrawn: Option<Withdrawn>,
 }
 
 impl Reply {
     /// A reply about a try at one sink. There has to be room for it in `to`.
     pub fn new(to: mpsc::Sender<Answered>, trace_id: TraceId, number: u32, sink: u32) -> Self {
         let answered = Answered { trace_id, number, sink, outcome: Outcome::AGAIN };
-        Self { to, answered, withdrawn: Withdrawn::default() }
+        Self { to, answered, withdrawn: None }
     }
 
     /// The same for an attempt that may be withdrawn.
     pub(crate) fn until(mut self, withdrawn: Withdrawn) -> Self {
-        self.withdrawn = withdrawn;
+        self.withdrawn = Some(withdrawn);
         self
     }
 
@@ -67,7 +67,7 @@ impl Reply {
 
     /// Nobody wants it any more, so the attempt should not begin.
     pub(super) fn is_unwanted(&self) -> bool {
-        self.withdrawn.is_set() || self.to.is_closed()
+        self.withdrawn.as_ref().is_some_and(Withdrawn::is_set) || self.to.is_closed()
     }
 }
 
