@@ -13,7 +13,7 @@ use super::timing::EARLY_MAX;
 use super::views::{Change, Dropped};
 use super::{Finding, Invariant, Verdict};
 use crate::history::SinkSaid;
-use crate::plan::{LinkOptions, Millis, NodeNumber};
+use crate::plan::{Millis, NodeNumber};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tracemesh_membership::Slot;
@@ -98,10 +98,8 @@ impl Licence {
     /// node's traces of one second and crash, what a node or two hold for half a minute, what a
     /// partition divides while it lasts. For two of them no rule says how much that is, so it
     /// is what 150 runs of two minutes showed, and a margin: of `LiveNodeDropped` 0.21, of
-    /// `SettleMaxRanOut` 0.001. Where all links let datagrams overtake each other, which looks like
-    /// loss, so that QUIC sends two packets a round trip, ten minutes were seen in which a path was
-    /// full from beginning to end: 0.13, where a tenth were held back.
-    pub fn share_max(self, link: &LinkOptions) -> f64 {
+    /// `SettleMaxRanOut` 0.001.
+    pub fn share_max(self) -> f64 {
         match self {
             Self::AttemptUnanswered => 1.0,
             Self::LiveNodeDropped | Self::SingleMember | Self::Unreplicated | Self::LostFrames => {
@@ -115,7 +113,7 @@ impl Licence {
             | Self::Rerouted => 0.3,
             Self::ExporterCrashed => 0.2,
             Self::RememberedEvicted => 0.1,
-            Self::SettleMaxRanOut => (0.02 + 1.8 * link.reordering).min(0.2),
+            Self::SettleMaxRanOut => 0.02,
         }
     }
 }
@@ -129,8 +127,7 @@ impl fmt::Display for Licence {
 /// Whether no licence was used more than it may be.
 pub(super) fn check(model: &Model<'_>, verdict: &mut Verdict) {
     for (licence, count) in verdict.licensed.clone() {
-        let share_max = licence.share_max(&model.history.plan.link);
-        let allowed = ALWAYS + (share_max * verdict.totals.traces as f64) as u64;
+        let allowed = ALWAYS + (licence.share_max() * verdict.totals.traces as f64) as u64;
         if count > allowed {
             let invariant = match licence {
                 Licence::Unreplicated
