@@ -123,19 +123,18 @@ node:
   weight: -1
 ";
     fs::write(&file, text).expect("a file can be written");
-    let mut command = std::process::Command::new(host.program());
-    let ended = Program::run("check", host.path(), command.arg("check-config").arg(&file));
-    assert_code_2(&ended);
-    let mut command = std::process::Command::new(host.program());
-    let ended = Program::run("run", host.path(), command.args(["run", "--config"]).arg(&file));
-    assert_code_2(&ended);
-    let lines = complaints(&ended.output);
-    assert_eq!(lines.len(), 4, "a line each:\n{}", ended.output);
-    for (line, number, word) in
-        [(0, 3, "nmae"), (1, 5, "root_delay"), (2, 6, "spans_max"), (3, 8, "weight")]
-    {
-        let has = |text: &str| lines[line].contains(text);
-        assert!(has(word) && has(&format!("tracemesh.yaml:{number}:")), "{:?}", lines[line]);
+    for name in ["check-config", "run"] {
+        let mut command = std::process::Command::new(host.program());
+        let ended = Program::run(name, host.path(), command.args([name, "--config"]).arg(&file));
+        assert_code_2(&ended);
+        let lines = complaints(&ended.output);
+        assert_eq!(lines.len(), 4, "a line each:\n{}", ended.output);
+        for (line, number, word) in
+            [(0, 3, "nmae"), (1, 5, "root_delay"), (2, 6, "spans_max"), (3, 8, "weight")]
+        {
+            let has = |text: &str| lines[line].contains(text);
+            assert!(has(word) && has(&format!("tracemesh.yaml:{number}:")), "{:?}", lines[line]);
+        }
     }
 }
 
