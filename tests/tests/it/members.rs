@@ -115,4 +115,9 @@ fn node_that_is_stopped_under_load_costs_no_client_a_span() {
     assert_eq!(status.code(), Some(0), "everything was handed over or exported");
     let nodes: Vec<_> = mesh.iter().chain([&leaver]).collect();
     wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
+    for name in ["tracemesh_peer_round_trip_seconds", "tracemesh_traces_unplaced"] {
+        let tells_of = |peer| mesh[0].metrics().has(name, &[("peer", peer)]);
+        assert!(tells_of("b"), "{name}");
+        wait_until("no figure of who has gone", || !tells_of("c"));
+    }
 }

@@ -119,6 +119,6 @@ fn console_says_that_the_node_is_well() {
     let metrics = node.metrics();
     for name in ["memory_bytes", "memory_budget_bytes", "members", "spans_held"] {
         let name = format!("tracemesh_{name}");
-        assert!(metrics.has(&name), "{name} is missing among {:?}", metrics.names());
+        assert!(metrics.has(&name, &[]), "{name} is missing among {:?}", metrics.names());
     }
 }
