@@ -30,7 +30,7 @@ pub struct Status {
     pub members: Vec<Member>,
     /// Spans that it holds, by role.
     pub spans_held: SpansHeld,
-    /// Traces that it holds as owner and has not yet exported.
+    /// Traces of which it holds spans, in whatever role.
     pub traces_held: u64,
     /// Traces, remembered ones too, of which another holder may lack something.
     #[serde(default)]

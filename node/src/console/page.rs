@@ -55,14 +55,14 @@ fn write(html: &mut String, status: &Status, paths: &[(&str, &str)]) -> fmt::Res
     let held = status.spans_held;
     write!(
         html,
-        "<p>Holds {} spans as owner ({} traces), {} as replica, {} in another's place; \
+        "<p>Holds {} spans as owner, {} as replica, {} in another's place, parts of {} traces; \
          uses {} of {} bytes.</p><h2>Members</h2>\
          <p>View {} of {} members.</p><table><tr><th>Id<th>State<th>Address<th>Zone\
          <th class=\"n\">Weight<th class=\"n\">Owns<th class=\"n\">Replica of<th class=\"n\">Full",
         held.owner,
-        status.traces_held,
         held.replica,
         held.stand_in,
+        status.traces_held,
         status.memory_bytes,
         status.memory_budget_bytes,
         Escaped(&status.view.hash),
