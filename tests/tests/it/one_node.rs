@@ -87,6 +87,19 @@ fn trace_that_is_still_open_at_sigterm_is_written_before_the_node_ends() {
 }
 
 #[test]
+fn sighup_is_answered_and_changes_nothing() {
+    let host = host();
+    let mut node = host.node("a").with("traces.root_delay", json!("10m")).start();
+    let id = trace_id(4);
+    assert_eq!(node.post(PROTOBUF, &encoded(trace(&id, 8))).status, 200);
+    node.program().hang_up();
+    node.program().wait_for_output("reloading the configuration is not built");
+    assert!(node.is_ready());
+    assert!(node.stop().success(), "it drains as ever");
+    assert_eq!(node.traces().len(), 1);
+}
+
+#[test]
 fn both_paths_and_both_compressions_of_otlp_http_are_served() {
     let host = host();
     let node = host.node("a").start();
