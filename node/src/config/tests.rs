@@ -527,6 +527,17 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn an_error_is_one_line_whatever_a_key_or_a_value_holds() {
+    assert_errors(
+        "\"a\\nb\": 1\nnode: {id: \"${env:A\\nB}\"}\n",
+        &[
+            "tracemesh.yaml:1: a\\nb: unknown key",
+            "tracemesh.yaml:2: node.id: ${env:A\\nB} is not set in the environment",
+        ],
+    );
+}
+
+#[test]
 fn unknown_variables_are_refused_and_named_as_variables() {
     let machine = Machine::new()
         .with_variable("TRACEMESH_CLUSTER__NMAE", "x")
