@@ -350,7 +350,7 @@ pub(crate) fn named(configs: &[SinkConfig]) -> impl Iterator<Item = (String, &Si
     configs.iter().map(move |config| (name(config, &mut counts), config))
 }
 
-/// The kind, with a number from the second of a kind on: adding a sink renames none.
+/// The kind, with a number from the second of a kind on: adding one at the end renames none.
 fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String {
     let kind = match config {
         SinkConfig::Otlp(_) => "otlp",
