@@ -38,11 +38,12 @@ fn port_in_use_is_named() {
         let settings = host.node(id);
         let taken = format!("127.0.0.1:{}", settings.base_port() + offset);
         let _listener = TcpListener::bind(&taken).expect("the port was free");
-        assert_refused(&settings, &[&taken, "in use"]);
+        assert_refused(&settings, &[&taken, "in use", "listen.", "--base-port"]);
     }
     let settings = host.node("mesh");
     let _socket = UdpSocket::bind(settings.mesh_address()).expect("the port was free");
-    assert_refused(&settings, &[&settings.mesh_address(), "in use"]);
+    let words = [&settings.mesh_address(), "in use", "listen.mesh", "--base-port"];
+    assert_refused(&settings, &words);
 }
 
 #[test]
