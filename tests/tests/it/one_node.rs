@@ -42,7 +42,8 @@ fn node_without_a_configuration_writes_a_posted_trace_beside_itself() {
 #[test]
 fn spans_of_a_trace_that_come_in_several_requests_are_one_line() {
     let host = host();
-    let node = host.node("a").with("traces.root_delay", json!("2s")).start();
+    let node = host.node("a").with("traces.root_delay", json!("10m"));
+    let node = node.with("traces.spans_max", json!(3)).start();
     let mut client = grpc::Client::new(node.grpc_url());
     let id = trace_id(1);
     client.export(encoded(vec![span(&id, 1)])).expect("a node takes a child before its root");
