@@ -1031,19 +1031,6 @@ fn reference_has_every_key_once() {
     assert!(table.contains("| `traces.root_delay` | duration, 0s to 1h | `6s` |"), "{table}");
 }
 
-#[test]
-fn readme_has_the_reference() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = fs::read_to_string(path).expect("the README is there");
-    let section = readme.split_once("<!-- configuration -->").and_then(|(_, rest)| {
-        let (section, _) = rest.split_once("<!-- /configuration -->")?;
-        Some(section)
-    });
-    let section = section.expect("the README has a section between two marks");
-    let table = reference_table();
-    assert!(section.trim() == table.trim(), "between the marks of the README belongs:\n{table}");
-}
-
 // Garbage.
 
 /// Letters, digits and what means something to YAML.
