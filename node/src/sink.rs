@@ -37,6 +37,7 @@ pub(crate) use request::{Room, encode};
 pub(crate) use rotation::numbered;
 pub use rotation::{Durability, Rotation};
 
+use crate::environment::WallClock;
 use crate::reload::FileError;
 use crate::spans::{Chunk, TraceId};
 use lines::Lines;
@@ -48,7 +49,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -217,9 +218,6 @@ pub enum StartError {
         source: io::Error,
     },
 }
-
-/// Tells the wall-clock time, for what people read.
-pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// How long sinks may take to stop: an attempt, and then the disk for what is left in the queue of
 /// one that is not required.
@@ -395,6 +393,7 @@ mod tests {
     use crate::sink::testing::trace;
     use prometheus_client::registry::Registry;
     use std::fs;
+    use std::time::SystemTime;
 
     fn start_in(
         directory: &Path,

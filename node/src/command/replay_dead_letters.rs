@@ -316,7 +316,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("otlp.jsonl");
         let metrics = Metrics::register(&mut Registry::default());
-        let clock: crate::sink::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
+        let clock: crate::environment::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
         let letters = DeadLetters::new(path.clone(), 1 << 20, sink.into(), clock, &metrics);
         for number in 1..=3 {
             // The fields of a trace id and a span id.
