@@ -19,6 +19,6 @@ pub fn check(text: &[u8]) {
     };
     if let Err(errors) = load(&flags, &surroundings) {
         assert!(errors.iter().count() > 0);
-        assert!(errors.to_string().lines().count() >= errors.iter().count());
+        assert_eq!(errors.to_string().lines().count(), errors.iter().count(), "{errors}");
     }
 }

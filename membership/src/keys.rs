@@ -103,9 +103,12 @@ impl Agreement {
             let values = (self.replicas.to_string(), other.replicas.to_string());
             return Some(("cluster.replicas", values.0, values.1));
         }
-        let fingerprint = |key: u64| format!("fingerprint {key:016x}");
-        (self.hash_key != other.hash_key)
-            .then(|| ("cluster.hash_key", fingerprint(self.hash_key), fingerprint(other.hash_key)))
+        let fingerprint = |key: u64| format!("of fingerprint {key:016x}");
+        // A cluster key holds the hash key, unless that has a file of its own.
+        (self.hash_key != other.hash_key).then(|| {
+            let key = "the hash key (of cluster.hash_key_file, else of cluster.key_file)";
+            (key, fingerprint(self.hash_key), fingerprint(other.hash_key))
+        })
     }
 }
 
@@ -314,7 +317,7 @@ pub(crate) mod tests {
         assert_eq!(mine.difference(&theirs), Some(expected));
         let theirs = Agreement { hash_key: 8, ..mine.clone() };
         let (key, here, there) = mine.difference(&theirs).unwrap();
-        assert_eq!(key, "cluster.hash_key");
+        assert!(key.contains("cluster.hash_key_file"), "{key}");
         assert_ne!(here, there);
     }
 }

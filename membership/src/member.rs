@@ -33,7 +33,7 @@ const UNSTABLE_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
     /// A setting that must agree in the cluster differs from that of a member it met.
-    #[error("{key} is {mine} here and {theirs} at member {member}, but must agree")]
+    #[error("{key} is {mine} here and {theirs} at member {member}; make it equal on all")]
     Disagrees {
         /// The setting.
         key: &'static str,
@@ -45,7 +45,7 @@ pub enum Ended {
         member: NodeId,
     },
     /// Another live node has the same id.
-    #[error("node id is in use: {address} answers with it")]
+    #[error("node id is in use: {address} answers with it; give this node another one (--node-id)")]
     IdInUse {
         /// The other one's mesh address.
         address: SocketAddr,

@@ -115,6 +115,20 @@ impl StartsFile {
             _ => Path::new("."),
         }
     }
+
+    fn write(&self, record: StartRecord) -> io::Result<()> {
+        let fresh = self.path.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(record.text().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, &self.path)?;
+        File::open(self.directory())?.sync_all()
+    }
+
+    /// The error with the path, which the system leaves out.
+    fn named(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
 }
 
 impl StartStore for StartsFile {
@@ -122,17 +136,12 @@ impl StartStore for StartsFile {
         match fs::read(&self.path) {
             Ok(bytes) => Ok(std::str::from_utf8(&bytes).ok().and_then(StartRecord::parse)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(self.named(&error)),
         }
     }
 
     fn store(&self, record: StartRecord) -> io::Result<()> {
-        let fresh = self.path.with_extension("new");
-        let mut file = File::create(&fresh)?;
-        file.write_all(record.text().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)?;
-        File::open(self.directory())?.sync_all()
+        self.write(record).map_err(|error| self.named(&error))
     }
 }
 
@@ -228,7 +237,8 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let file = StartsFile::new(directory.path().join("missing").join("starts"));
-        assert!(file.store(StartRecord::default()).is_err());
+        let path = directory.path().join("missing").join("starts");
+        let error = StartsFile::new(&path).store(StartRecord::default()).unwrap_err();
+        assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
     }
 }

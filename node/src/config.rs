@@ -30,6 +30,7 @@ pub use flags::Flags;
 pub use keys::reference_table;
 pub use surroundings::Surroundings;
 
+use crate::sink::{Compression, Protocol};
 use crate::tls::{ClientFiles, ServerFiles};
 use siphasher::sip::SipHasher13;
 use std::fmt;
@@ -209,26 +210,6 @@ pub struct OtlpSink {
     pub required: bool,
     /// Bound of its dead-letter file.
     pub dead_letter_bytes_max: u64,
-}
-
-/// What an OTLP server speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// gRPC.
-    Grpc,
-    /// Protobuf over HTTP.
-    Http,
-}
-
-/// How requests to a sink are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// Zstandard.
-    Zstd,
-    /// Gzip.
-    Gzip,
-    /// Not at all.
-    None,
 }
 
 /// `log`.

@@ -1,8 +1,8 @@
 //! The five seams: everything through which a node touches a world that cannot be replayed.
 //!
 //! UDP socket, wall clock, randomness, sinks, data directory. [`Environment::real`] is the machine;
-//! a simulator hands in its own and runs the same node. Nothing else in this crate opens a mesh
-//! socket, reads the wall clock or draws random numbers.
+//! a simulator hands in its own and runs the same node. Nothing else of a running node opens a mesh
+//! socket, reads the wall clock or draws random numbers; commands, which are never simulated, may.
 
 use crate::sink::{self, Sink, SinkConfig, Workers};
 use crate::spool::{SpoolFile, SpoolStore};

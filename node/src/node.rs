@@ -60,7 +60,7 @@ pub enum StartError {
     #[error(transparent)]
     Ingest(#[from] ingest::StartError),
     /// The UDP port.
-    #[error(transparent)]
+    #[error("cannot take the mesh port; choose another with listen.mesh, or all with --base-port")]
     Mesh(#[from] tracemesh_transport::BindError),
     /// Certificates or keys.
     #[error(transparent)]

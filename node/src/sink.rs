@@ -37,6 +37,7 @@ pub(crate) use request::{Room, encode};
 pub(crate) use rotation::numbered;
 pub use rotation::{Durability, Rotation};
 
+use crate::environment::WallClock;
 use crate::reload::FileError;
 use crate::spans::{Chunk, TraceId};
 use lines::Lines;
@@ -48,7 +49,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -218,9 +219,6 @@ pub enum StartError {
     },
 }
 
-/// Tells the wall-clock time, for what people read.
-pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
-
 /// How long sinks may take to stop: an attempt, and then the disk for what is left in the queue of
 /// one that is not required.
 const STOP_MAX: Duration = Duration::from_secs(20);
@@ -350,7 +348,7 @@ pub(crate) fn named(configs: &[SinkConfig]) -> impl Iterator<Item = (String, &Si
     configs.iter().map(move |config| (name(config, &mut counts), config))
 }
 
-/// The kind, with a number from the second of a kind on: adding a sink renames none.
+/// The kind, with a number from the second of a kind on: adding one at the end renames none.
 fn name(config: &SinkConfig, counts: &mut BTreeMap<&'static str, u32>) -> String {
     let kind = match config {
         SinkConfig::Otlp(_) => "otlp",
@@ -395,6 +393,7 @@ mod tests {
     use crate::sink::testing::trace;
     use prometheus_client::registry::Registry;
     use std::fs;
+    use std::time::SystemTime;
 
     fn start_in(
         directory: &Path,

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use tracemesh_membership::Placement;
 
 /// One node's answer, as JSON.
@@ -30,7 +31,7 @@ pub struct Status {
     pub members: Vec<Member>,
     /// Spans that it holds, by role.
     pub spans_held: SpansHeld,
-    /// Traces that it holds as owner and has not yet exported.
+    /// Traces of which it holds spans, in whatever role.
     pub traces_held: u64,
     /// Traces, remembered ones too, of which another holder may lack something.
     #[serde(default)]
@@ -102,6 +103,16 @@ pub enum State {
     Active,
     /// Hands over what it holds and goes.
     Leaving,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Leaving => "leaving",
+        })
+    }
 }
 
 /// Spans held by one node, by role.

@@ -1,5 +1,7 @@
-//! The one place where tasks are spawned: each has a name, is refused after closing, and is
-//! awaited.
+//! The tasks of a node: each has a name, is refused after closing, and is awaited.
+//!
+//! Tasks that belong to one owner, such as a listener's connections or a sink's attempts, are in a
+//! set of its own and end with it.
 //!
 //! A panic in a task ends the node: what the task owned is gone, and limping on would hide it.
 //! (A panic over one trace is caught where the trace is handled and never gets here.)

@@ -280,14 +280,6 @@ fn is_new(red: &[Invariant], sound: &Report) -> bool {
     red.is_empty() || !red.iter().all(|invariant| known.contains_key(invariant))
 }
 
-/// So many of the mutants, others for every `number`, so that all have their turn.
-pub fn rotate(mutants: Vec<Mutant>, count: usize, number: usize) -> Vec<Mutant> {
-    let len = mutants.len().max(1);
-    let count = count.min(mutants.len());
-    let mut turn = mutants.into_iter().cycle().skip(number * count % len);
-    (0..count).filter_map(|_| turn.next()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,13 +287,9 @@ mod tests {
     const TEXT: &str = "A span is acknowledged\nafter one copy.\n\nSeeds: 20\nMinutes: 0.5\n
 diff --git a/x b/x\n--- a/x\n+++ b/x\n";
 
-    fn mutant(name: &str) -> Mutant {
-        parse(Path::new(&format!("simulation/mutants/{name}.patch")), TEXT).unwrap()
-    }
-
     #[test]
     fn mutant_tells_its_story_and_how_soon_it_must_be_caught() {
-        let mutant = mutant("one");
+        let mutant = parse(Path::new("simulation/mutants/one.patch"), TEXT).unwrap();
         assert_eq!(mutant.ground, Ground::Seeds { count: 20, minutes: "0.5".to_owned() });
         assert_eq!(
             (mutant.name.as_str(), mutant.story.as_str()),
@@ -315,18 +303,6 @@ diff --git a/x b/x\n--- a/x\n+++ b/x\n";
             (mutant.story.as_str(), mutant.ground),
             ("A story.", Ground::Plan("a/b.json".into()))
         );
-    }
-
-    #[test]
-    fn every_mutant_has_its_turn() {
-        let all: Vec<_> = ["a", "b", "c", "d", "e"].map(mutant).into();
-        let names = |number| -> Vec<String> {
-            rotate(all.clone(), 3, number).into_iter().map(|mutant| mutant.name).collect()
-        };
-        assert_eq!(names(0), ["a", "b", "c"]);
-        assert_eq!(names(1), ["d", "e", "a"]);
-        assert_eq!(rotate(all.clone(), 9, 1).len(), 5);
-        assert!(rotate(Vec::new(), 3, 1).is_empty());
     }
 
     #[test]

@@ -107,11 +107,6 @@ impl SimulatedSink {
         }
     }
 
-    /// When the next answer is due.
-    pub fn next_answer(&self) -> Option<Duration> {
-        self.lock().answers.first_key_value().map(|(key, _)| key.0)
-    }
-
     /// The node's process ended: nobody waits for answers any more.
     pub fn hang_up(&self) {
         let _answers = std::mem::take(&mut self.lock().answers);

@@ -36,9 +36,9 @@ impl Metrics {
         self.samples.iter().filter(fits).map(|sample| sample.value).sum()
     }
 
-    /// Whether there is a sample of `name`.
-    pub fn has(&self, name: &str) -> bool {
-        self.samples.iter().any(|sample| sample.name == name)
+    /// Whether there is a sample of `name` that has `labels` among its own.
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.samples.iter().any(|sample| sample.name == name && sample.has(labels))
     }
 
     /// The names of all samples, sorted, each once.

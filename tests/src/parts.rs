@@ -133,7 +133,7 @@ pub fn java_sdk() -> Option<PathBuf> {
 pub fn of_the_system(name: &str) -> Option<PathBuf> {
     let found = find(name);
     if found.is_none() {
-        skip(name, name);
+        skip(&format!("this needs `{name}`"));
     }
     found
 }
@@ -155,7 +155,7 @@ fn part(
         return Some(directory);
     }
     if find(tool).is_none() {
-        skip(name, tool);
+        skip(&format!("{name} needs `{tool}`"));
         return None;
     }
     for attempt in 1..=TRIES {
@@ -180,11 +180,14 @@ fn cache() -> PathBuf {
     std::path::absolute(cache).expect("the cache has a path")
 }
 
-/// Says that a test is skipped; with `CI=true` that is a failure.
-fn skip(name: &str, tool: &str) {
+/// Says that a test is skipped, because this machine lacks what it `needs`.
+///
+/// # Panics
+/// Under `CI=true`.
+pub fn skip(needs: &str) {
     let in_ci = var_os("CI").is_some_and(|value| value == "true");
-    assert!(!in_ci, "{name} needs `{tool}`, which this machine has not");
-    eprintln!("SKIPPED: {name} needs `{tool}`, which this machine has not");
+    assert!(!in_ci, "{needs}, which this machine has not");
+    eprintln!("SKIPPED: {needs}, which this machine has not");
 }
 
 /// Where a program of the system is; daemons are in `/usr/sbin`, on the path or not.

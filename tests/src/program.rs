@@ -95,6 +95,14 @@ impl Program {
         self.signal("-INT");
     }
 
+    /// Sends SIGHUP, as a closed terminal does, or who wants a configuration read again.
+    ///
+    /// # Panics
+    /// When there is no `kill` command.
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
     /// Stops it where it is, until [`Program::resume`].
     ///
     /// # Panics

@@ -43,9 +43,7 @@ const CONFINED: [(&str, &str, &[&str]); 3] = [
     ),
 ];
 
-/// Files with more lines before their tests than [`LINES_MAX`]. The list may only shrink.
-const LONG_FILES: [(&str, usize); 0] = [];
-/// Lines that a file has before its tests, unless it is in [`LONG_FILES`].
+/// Lines that a file has before its tests.
 const LINES_MAX: usize = 500;
 /// Characters of a line; prose in Markdown is wrapped by who shows it.
 const COLUMNS_MAX: usize = 100;
@@ -316,7 +314,7 @@ fn is_product(path: &str) -> bool {
     path.contains("/src/") && !path.ends_with("/tests.rs")
 }
 
-fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
+fn long_files(tree: &Tree) -> Vec<String> {
     let mut complaints = Vec::new();
     for (path, text) in tree.with_ending(".rs").filter(|(path, _)| is_product(path)) {
         let lines: Vec<&str> = text.lines().collect();
@@ -324,34 +322,23 @@ fn long_files(tree: &Tree, listed: &[(&str, usize)]) -> Vec<String> {
             pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{')
         });
         let count = tests.unwrap_or(lines.len());
-        match listed.iter().find(|(listed, _)| *listed == path) {
-            None if count > LINES_MAX => complaints.push(format!(
+        if count > LINES_MAX {
+            complaints.push(format!(
                 "{path}: {count} lines before its tests, over {LINES_MAX}; which state could move \
                  out? Split by owner of state, never by kind"
-            )),
-            Some((_, max)) if count > *max => complaints
-                .push(format!("{path}: grew from {max} to {count} lines; move out what is new")),
-            Some((_, max)) if count < *max => complaints.push(format!(
-                "{path}: shrank from {max} to {count} lines: lower its figure in LONG_FILES, or \
-                 remove it there below {LINES_MAX}"
-            )),
-            _ => {}
+            ));
         }
     }
-    let gone = listed.iter().filter(|(path, _)| !tree.0.contains_key(*path));
-    complaints.extend(gone.map(|(path, _)| format!("{path}: is gone; remove it from LONG_FILES")));
     complaints
 }
 
 #[test]
 fn files_stay_short() {
-    assert_none(&long_files(&Tree::of_this_repository(), &LONG_FILES));
+    assert_none(&long_files(&Tree::of_this_repository()));
     let long = "//! A.\n".repeat(LINES_MAX + 1);
     let tested = "//! A.\n".repeat(LINES_MAX) + "#[cfg(test)]\nmod tests {\n}\n";
     let planted = Tree::planted([("node/src/a.rs", &long), ("node/src/b.rs", &tested)]);
-    assert_caught(&long_files(&planted, &[]), "node/src/a.rs");
-    assert_caught(&long_files(&planted, &[("node/src/a.rs", 600)]), "shrank");
-    assert_caught(&long_files(&planted, &[("node/src/a.rs", 500)]), "grew");
+    assert_caught(&long_files(&planted), "node/src/a.rs");
 }
 
 /// Whether cargo finds the file by itself.
@@ -436,11 +423,9 @@ fn words_mean_something() {
 }
 
 #[test]
-fn readme_lists_every_key_of_the_configuration() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap_or_default();
+fn readme_has_the_keys_of_the_configuration() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README is there");
     let table = tracemesh::config::reference_table();
-    assert!(
-        readme.contains(&table),
-        "README.md: put this in the place of its table of keys:\n\n{table}"
-    );
+    let section = format!("<!-- configuration -->\n\n{}\n\n<!-- /configuration -->", table.trim());
+    assert!(readme.contains(&section), "README.md: between its marks belongs:\n\n{section}");
 }

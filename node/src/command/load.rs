@@ -49,7 +49,7 @@ use tokio::time::{sleep, timeout};
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Uri;
 
-/// Traces of a run that says neither how many spans nor how long.
+/// Spans of a run that says neither how many spans nor how long.
 const SPANS_DEFAULT: u64 = 100_000;
 /// Spans of a trace, unless told otherwise.
 const SPANS_PER_TRACE: u64 = 8;

@@ -13,7 +13,7 @@ use crate::sink::{
     read_letter,
 };
 use crate::tls::ClientFiles;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use http::Uri;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -115,8 +115,10 @@ pub(super) async fn run(
     let mut summary = Summary::default();
     let stopped = loop {
         summary.next_line = lines.number + 1;
-        if !lines.next().with_context(|| format!("cannot read {name}"))? {
-            break None;
+        match lines.next() {
+            Ok(true) => {}
+            Ok(false) => break None,
+            Err(error) => break Some(format!("cannot read {name}: {error:#}")),
         }
         let number = lines.number;
         if number < arguments.from_line {
@@ -130,7 +132,10 @@ pub(super) async fn run(
                 continue;
             }
         };
-        let client = targets.client(&letter.sink, number)?;
+        let client = match targets.client(&letter.sink) {
+            Ok(client) => client,
+            Err(reason) => break Some(reason),
+        };
         match send(client, &letter).await {
             Sent::Taken(rejected) => {
                 summary.letters_sent += 1;
@@ -245,15 +250,20 @@ impl Targets {
         Ok(Self::One(client("--to", &target)?))
     }
 
-    fn client(&self, sink: &str, line: u64) -> Result<&Client, Misuse> {
-        match self {
-            Self::One(client) => Ok(client),
-            Self::Sinks(sinks) => sinks.get(sink).ok_or_else(|| {
-                let why = "is no OTLP sink of the configuration; name it with --config, or a \
-                           target with --to";
-                Misuse(format!("line {line}: {sink:?} {why}"))
-            }),
-        }
+    /// The client for letters of this sink, or why there is none.
+    fn client(&self, sink: &str) -> Result<&Client, String> {
+        let sinks = match self {
+            Self::One(client) => return Ok(client),
+            Self::Sinks(sinks) => sinks,
+        };
+        // What other sinks refused, and what was never decided, has no server of its own.
+        let advice = if sink.starts_with("otlp") {
+            "name the configuration that has it with --config, or a target with --to"
+        } else {
+            "name a target with --to"
+        };
+        let client = sinks.get(sink);
+        client.ok_or_else(|| format!("{sink:?} is no OTLP sink of the configuration; {advice}"))
     }
 }
 
@@ -301,13 +311,13 @@ mod tests {
         arguments: Arguments,
     }
 
-    /// A file of three letters of one span each.
-    fn letters() -> (tempfile::TempDir, PathBuf) {
+    /// A file of three letters of one span each, for which `sink` had no use.
+    fn letters(sink: &str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("otlp.jsonl");
         let metrics = Metrics::register(&mut Registry::default());
-        let clock: crate::sink::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
-        let letters = DeadLetters::new(path.clone(), 1 << 20, "otlp".into(), clock, &metrics);
+        let clock: crate::environment::WallClock = Arc::new(|| SystemTime::UNIX_EPOCH);
+        let letters = DeadLetters::new(path.clone(), 1 << 20, sink.into(), clock, &metrics);
         for number in 1..=3 {
             // The fields of a trace id and a span id.
             let ids = [&[0x0a, 16][..], &[number; 16], &[0x12, 8], &[number; 8]].concat();
@@ -338,7 +348,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_reaches_nobody_stops_with_the_line_to_go_on_with() {
-        let (_directory, path) = letters();
+        let (_directory, path) = letters("otlp");
         let to = ["--to", "http://127.0.0.1:1", "--from-line", "2"];
         let (exit, output) = replayed(&path, &to).await;
         let error = exit.unwrap_err();
@@ -349,7 +359,7 @@ mod tests {
 
     #[tokio::test]
     async fn lines_before_the_first_are_not_looked_at() {
-        let (_directory, path) = letters();
+        let (_directory, path) = letters("otlp");
         std::fs::write(&path, "damaged\n\nalso\n").unwrap();
         let to = ["--to", "http://127.0.0.1:1", "--from-line", "3"];
         let (exit, output) = replayed(&path, &to).await;
@@ -359,11 +369,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_no_target_is_misuse() {
-        let (directory, path) = letters();
-        let (exit, _) = replayed(&path, &[]).await;
+    async fn letter_without_a_sink_stops_with_the_line_to_go_on_with() {
+        for (sink, advice) in [("otlp", "--config, or a target with --to"), ("undecided", "--to")] {
+            let (_directory, path) = letters(sink);
+            let (exit, output) = replayed(&path, &["--from-line", "2"]).await;
+            let error = exit.unwrap_err();
+            let begin = format!("stopped before line 2: {sink:?} is no OTLP sink");
+            assert!(error.starts_with(&begin), "{error}");
+            assert!(error.ends_with(&format!("{advice}; go on with --from-line 2")), "{error}");
+            assert_eq!(error.contains("--config"), sink == "otlp", "{error}");
+            assert_eq!(output, "sent 0 spans of 0 traces\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn file_that_cannot_be_read_to_its_end_stops_with_the_line_to_go_on_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let (exit, output) = replayed(directory.path(), &["--to", "http://127.0.0.1:1"]).await;
         let error = exit.unwrap_err();
-        assert!(error.starts_with("misuse: line 1: \"otlp\" is no OTLP sink"), "{error}");
+        assert!(error.starts_with("stopped before line 1: cannot read "), "{error}");
+        assert_eq!(output, "sent 0 spans of 0 traces\n");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_begun_is_misuse() {
+        let (directory, path) = letters("otlp");
         let (exit, _) = replayed(&path, &["--to", "collector:4317"]).await;
         assert!(exit.unwrap_err().starts_with("misuse: --to collector:4317: expected http://"));
         let (exit, _) = replayed(&directory.path().join("nothing"), &[]).await;

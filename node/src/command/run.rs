@@ -62,8 +62,10 @@ pub(super) async fn run(config: Config) -> anyhow::Result<Exit> {
     }
 }
 
-/// Counts SIGTERM and SIGINT; returns only when they cannot be heard.
+/// Counts SIGTERM and SIGINT; returns only when they cannot be heard. SIGHUP, which asks daemons to
+/// read their configuration again and ends who does not listen, is answered.
 async fn count(signals: &watch::Sender<u32>) -> anyhow::Result<Exit> {
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
@@ -71,6 +73,10 @@ async fn count(signals: &watch::Sender<u32>) -> anyhow::Result<Exit> {
             biased;
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {
+                tracing::warn!("reloading the configuration is not built: restart to apply it");
+                continue;
+            }
         }
         signals.send_modify(|count| *count += 1);
     }
@@ -129,7 +135,9 @@ fn start_log(log: Log) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(LevelFilter::from_level(log.level))
-        .with_target(false);
+        .with_target(false)
+        // A terminal that was closed takes no lines any more, nor complaints about them.
+        .log_internal_errors(false);
     match log.format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

@@ -10,7 +10,7 @@ mod sums;
 use super::console::{self, Console};
 use super::table::table;
 use super::{Exit, Misuse};
-use crate::status::{Member, State, Status};
+use crate::status::{Member, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -77,7 +77,7 @@ fn report(status: &Status, before: &BTreeMap<String, u64>, elapsed: Duration) ->
         names => format!(", degraded: {}", names.join(", ")),
     };
     let lines = [
-        ("node", format!("{} ({}, {readiness}{degraded})", status.id, name(status.state))),
+        ("node", format!("{} ({}, {readiness}{degraded})", status.id, status.state)),
         ("cluster", status.cluster.clone()),
         ("view", format!("{} members, hash {}", status.view.members, status.view.hash)),
         ("traces held", status.traces_held.to_string()),
@@ -112,7 +112,7 @@ fn members(members: &[Member]) -> Vec<Vec<String>> {
     let row = |member: &Member| {
         vec![
             member.id.clone(),
-            name(member.state).to_owned(),
+            member.state.to_string(),
             format!("{}.{}", member.generation, member.epoch),
             member.mesh_address.clone(),
             if member.zone.is_empty() { "-".to_owned() } else { member.zone.clone() },
@@ -138,14 +138,6 @@ fn rates(
     };
     let header = ["counter", "total", "a second"].map(str::to_owned).to_vec();
     [header].into_iter().chain(moved.map(row)).collect()
-}
-
-fn name(state: State) -> &'static str {
-    match state {
-        State::Joining => "joining",
-        State::Active => "active",
-        State::Leaving => "leaving",
-    }
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -5,7 +5,7 @@
 //! variable, or flag), which key it was for, and what was expected instead. Errors are bounded by
 //! the size of the file and hold no secret: values of variables appear only when they are wrong.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// Where a value was typed. Ordered as the layers are applied, and lines within a file.
@@ -110,14 +110,23 @@ pub struct ConfigError {
 }
 
 impl fmt::Display for ConfigError {
+    /// One line, whatever a key or a value holds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = String::new();
         if self.origin != Origin::Default {
-            write!(f, "{}: ", self.origin)?;
+            write!(line, "{}: ", self.origin)?;
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(line, "{}: ", self.path)?;
         }
-        write!(f, "{}", self.problem)
+        write!(line, "{}", self.problem)?;
+        line.chars().try_for_each(|character| {
+            if character.is_control() {
+                write!(f, "{}", character.escape_debug())
+            } else {
+                f.write_char(character)
+            }
+        })
     }
 }
 

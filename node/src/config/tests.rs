@@ -527,6 +527,17 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn an_error_is_one_line_whatever_a_key_or_a_value_holds() {
+    assert_errors(
+        "\"a\\nb\": 1\nnode: {id: \"${env:A\\nB}\"}\n",
+        &[
+            "tracemesh.yaml:1: a\\nb: unknown key",
+            "tracemesh.yaml:2: node.id: ${env:A\\nB} is not set in the environment",
+        ],
+    );
+}
+
+#[test]
 fn unknown_variables_are_refused_and_named_as_variables() {
     let machine = Machine::new()
         .with_variable("TRACEMESH_CLUSTER__NMAE", "x")
@@ -1018,19 +1029,6 @@ fn reference_has_every_key_once() {
     let mut rows = table.lines().skip(2);
     assert!(rows.all(|row| row.matches(" | ").count() == 3), "four columns:\n{table}");
     assert!(table.contains("| `traces.root_delay` | duration, 0s to 1h | `6s` |"), "{table}");
-}
-
-#[test]
-fn readme_has_the_reference() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = fs::read_to_string(path).expect("the README is there");
-    let section = readme.split_once("<!-- configuration -->").and_then(|(_, rest)| {
-        let (section, _) = rest.split_once("<!-- /configuration -->")?;
-        Some(section)
-    });
-    let section = section.expect("the README has a section between two marks");
-    let table = reference_table();
-    assert!(section.trim() == table.trim(), "between the marks of the README belongs:\n{table}");
 }
 
 // Garbage.

@@ -2,7 +2,7 @@
 //!
 //! The invariant: text that comes from elsewhere (ids, zones, addresses of members) is escaped.
 
-use crate::status::{Member, State, Status};
+use crate::status::{Member, Status};
 use std::fmt::{self, Display, Write};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\
@@ -45,7 +45,7 @@ fn write(html: &mut String, status: &Status, paths: &[(&str, &str)]) -> fmt::Res
          <meta http-equiv=\"refresh\" content=\"5\">\
          <title>{id} · Tracemesh</title><style>{STYLE}</style>\
          <h1>{id}</h1><p>A node of cluster <b>{cluster}</b>: {}, {}.</p>",
-        state(status.state),
+        status.state,
         if status.ready { "accepts spans" } else { "does not accept spans" },
     )?;
     if !status.degraded.is_empty() {
@@ -55,14 +55,14 @@ fn write(html: &mut String, status: &Status, paths: &[(&str, &str)]) -> fmt::Res
     let held = status.spans_held;
     write!(
         html,
-        "<p>Holds {} spans as owner ({} traces), {} as replica, {} in another's place; \
+        "<p>Holds {} spans as owner, {} as replica, {} in another's place, parts of {} traces; \
          uses {} of {} bytes.</p><h2>Members</h2>\
          <p>View {} of {} members.</p><table><tr><th>Id<th>State<th>Address<th>Zone\
          <th class=\"n\">Weight<th class=\"n\">Owns<th class=\"n\">Replica of<th class=\"n\">Full",
         held.owner,
-        status.traces_held,
         held.replica,
         held.stand_in,
+        status.traces_held,
         status.memory_bytes,
         status.memory_budget_bytes,
         Escaped(&status.view.hash),
@@ -83,7 +83,7 @@ fn row(html: &mut String, member: &Member) -> fmt::Result {
         "<tr><td>{}<td>{}<td>{}<td>{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}\
          <td class=\"n\">{} %",
         Escaped(&member.id),
-        state(member.state),
+        member.state,
         Escaped(&member.mesh_address),
         Escaped(&member.zone),
         member.weight,
@@ -91,12 +91,4 @@ fn row(html: &mut String, member: &Member) -> fmt::Result {
         member.replica_slots,
         member.fill_percent,
     )
-}
-
-fn state(state: State) -> &'static str {
-    match state {
-        State::Joining => "joining",
-        State::Active => "active",
-        State::Leaving => "leaving",
-    }
 }

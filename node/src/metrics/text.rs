@@ -74,36 +74,6 @@ mod tests {
         (registry, metrics)
     }
 
-    /// The names that the documentation promises.
-    const NAMES: &str = "spans_accepted_total spans_accepted_without_replica_total \
-        spans_unacknowledged_total spans_refused_total spans_rerouted_total \
-        spans_redelivered_total spans_repaired_total spans_exported_total spans_late_total \
-        spans_dropped_total spans_exported_again_possible_total spans_held unreplicated_spans \
-        oldest_held_seconds remembered_seconds members_gone_total \
-        traces_forgotten_early_total traces_decided_total traces_in_parts_total \
-        acknowledge_seconds decide_delay_seconds members view_info config_info slots \
-        view_changes_total hop_bytes_total peer_round_trip_seconds mesh_refused_total memory_bytes \
-        memory_budget_bytes \
-        certificate_expires_seconds requests_total";
-
-    #[test]
-    fn every_promised_metric_is_there_with_help_and_type() {
-        let (registry, metrics) = registered();
-        // What is told by peer or by hash is there once there is one.
-        let peer = PeerLabels { peer: "a".into() };
-        metrics.route.rerouted.get_or_create(&peer).inc();
-        metrics.cluster.peer_round_trip_seconds.get_or_create(&peer).set(0.1);
-        show_hash(&metrics.cluster.view, "aa");
-        show_hash(&metrics.cluster.config, "bb");
-        let text = classic(&registry).unwrap();
-        for name in NAMES.split_ascii_whitespace() {
-            for kind in ["HELP", "TYPE"] {
-                let line = format!("# {kind} tracemesh_{name} ");
-                assert_eq!(text.matches(&line).count(), 1, "{line}");
-            }
-        }
-    }
-
     #[test]
     fn both_formats_have_the_same_samples() {
         let (registry, metrics) = registered();

@@ -190,6 +190,7 @@ pub(super) async fn keep(parts: Parts, stop: CancellationToken) {
         last.close_gone(&parts);
         last.count_view(&parts);
         last.count_transport(&parts);
+        last.set_gauges_of_peers(&parts);
         set_gauges(&parts);
     }
 }
@@ -201,6 +202,8 @@ struct Last {
     addresses: BTreeSet<SocketAddr>,
     /// Of members, by id and generation.
     lives: BTreeSet<(NodeId, u64)>,
+    /// Those of whom gauges tell.
+    peers: BTreeSet<NodeId>,
     view_members: usize,
     bytes: [u64; 2],
     refused: BTreeMap<&'static str, u64>,
@@ -232,6 +235,28 @@ impl Last {
         let gone_count = self.lives.difference(&lives).count();
         parts.metrics.cluster.members_gone.inc_by(gone_count as u64);
         self.lives = lives;
+    }
+
+    /// Nothing is told any more of a peer that has gone: its last figures would stand for ever.
+    fn set_gauges_of_peers(&mut self, parts: &Parts) {
+        let unplaced = &parts.metrics.trace.placing.unplaced;
+        let round_trips = &parts.metrics.cluster.peer_round_trip_seconds;
+        let members = parts.peers.members();
+        let peers = members.keys().cloned().collect();
+        for gone in std::mem::replace(&mut self.peers, peers).difference(&self.peers) {
+            let labels = PeerLabels { peer: gone.to_string() };
+            unplaced.remove(&labels);
+            round_trips.remove(&labels);
+        }
+        let counts = parts.shards.unplaced_by_member();
+        for (id, peer) in &*members {
+            let labels = PeerLabels { peer: id.to_string() };
+            let count = counts.get(id).copied().unwrap_or(0);
+            unplaced.get_or_create_owned(&labels).set(gauge_of(count));
+            if let Some(round_trip) = parts.transport.round_trip(peer.mesh_address) {
+                round_trips.get_or_create_owned(&labels).set(round_trip.as_secs_f64());
+            }
+        }
     }
 
     fn count_view(&mut self, parts: &Parts) {
@@ -289,14 +314,7 @@ fn set_gauges(parts: &Parts) {
         trace.oldest_held_seconds.get_or_create_owned(&RoleLabels { role }).set(age);
     }
     trace.remembered_seconds.set(age(parts.shards.remembered_since()));
-    let trace = &parts.metrics.trace.placing;
-    trace.settled.set(i64::from(parts.peers.has_settled()));
-    let unplaced = parts.shards.unplaced_by_member();
-    for peer in parts.peers.members().keys() {
-        let labels = PeerLabels { peer: peer.to_string() };
-        let count = unplaced.get(peer).copied().unwrap_or(0);
-        trace.unplaced.get_or_create_owned(&labels).set(gauge_of(count));
-    }
+    trace.placing.settled.set(i64::from(parts.peers.has_settled()));
     let memory = &parts.metrics.memory;
     memory.memory_bytes.set(gauge_of(parts.memory.bytes() as u64));
     memory.memory_budget_bytes.set(gauge_of(parts.memory.budget_bytes() as u64));
@@ -313,13 +331,6 @@ fn set_gauges(parts: &Parts) {
         let count = states.iter().filter(|other| **other == state).count();
         let gauge = cluster.members.get_or_create_owned(&MemberLabels { state: label });
         gauge.set(gauge_of(count as u64));
-    }
-    for peer in members.values() {
-        if let Some(round_trip) = parts.transport.round_trip(peer.mesh_address) {
-            let labels = PeerLabels { peer: peer.id.to_string() };
-            let gauge = cluster.peer_round_trip_seconds.get_or_create_owned(&labels);
-            gauge.set(round_trip.as_secs_f64());
-        }
     }
     let expires = parts.transport.certificate_expires();
     let left = match expires.duration_since((parts.wall_clock)()) {

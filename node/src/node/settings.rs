@@ -10,7 +10,7 @@ use crate::environment::WallClock;
 use crate::ingest;
 use crate::shard::Limits;
 use crate::sink::{
-    self, DeadLetters, Demand, Durability, OtlpConfig, Rotation, Sink, SinkConfig, Target,
+    DeadLetters, Demand, Durability, OtlpConfig, Rotation, Sink, SinkConfig, Target,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -142,15 +142,8 @@ fn sink_config(sink: &config::Sink) -> SinkConfig {
 fn target(otlp: &config::OtlpSink) -> Target {
     Target {
         endpoints: otlp.endpoints.clone(),
-        protocol: match otlp.protocol {
-            config::Protocol::Grpc => sink::Protocol::Grpc,
-            config::Protocol::Http => sink::Protocol::Http,
-        },
-        compression: match otlp.compression {
-            config::Compression::Zstd => sink::Compression::Zstd,
-            config::Compression::Gzip => sink::Compression::Gzip,
-            config::Compression::None => sink::Compression::None,
-        },
+        protocol: otlp.protocol,
+        compression: otlp.compression,
         headers: otlp.headers.clone(),
         tls: otlp.tls.clone(),
     }

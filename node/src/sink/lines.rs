@@ -165,10 +165,11 @@ fn to_line(attempt: &Arc<Attempt>) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::WallClock;
     use crate::sink::queue::queue;
     use crate::sink::reply::submit;
     use crate::sink::testing::{attempt, resource, scope, span_ids, trace};
-    use crate::sink::{Metrics, Sink, WallClock};
+    use crate::sink::{Metrics, Sink};
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use prometheus_client::registry::Registry;
     use prost::Message;

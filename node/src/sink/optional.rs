@@ -165,8 +165,9 @@ async fn bury(attempts: Vec<Arc<Attempt>>, reason: &'static str, dead_letters: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::WallClock;
+    use crate::sink::Metrics;
     use crate::sink::testing::trace;
-    use crate::sink::{Metrics, WallClock};
     use prometheus_client::registry::Registry;
     use std::fs;
     use std::path::PathBuf;

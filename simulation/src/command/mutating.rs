@@ -10,12 +10,6 @@ pub(super) struct Arguments {
     /// Only these; default: all
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Only so many, others for every --turn
-    #[arg(long, value_name = "N", conflicts_with = "names")]
-    rotate: Option<usize>,
-    /// Whose turn it is, such as the number of the day
-    #[arg(long, value_name = "N", default_value = "0", requires = "rotate")]
-    turn: usize,
     /// List them, and do nothing
     #[arg(long)]
     list: bool,
@@ -46,9 +40,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Finding, Failure> {
 
 fn chosen(arguments: &Arguments, root: &Path) -> anyhow::Result<Vec<Mutant>> {
     let all = mutants::all(root)?;
-    if let Some(count) = arguments.rotate {
-        return Ok(mutants::rotate(all, count, arguments.turn));
-    }
     if arguments.names.is_empty() {
         return Ok(all);
     }

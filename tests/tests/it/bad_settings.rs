@@ -38,11 +38,12 @@ fn port_in_use_is_named() {
         let settings = host.node(id);
         let taken = format!("127.0.0.1:{}", settings.base_port() + offset);
         let _listener = TcpListener::bind(&taken).expect("the port was free");
-        assert_refused(&settings, &[&taken, "in use"]);
+        assert_refused(&settings, &[&taken, "in use", "listen.", "--base-port"]);
     }
     let settings = host.node("mesh");
     let _socket = UdpSocket::bind(settings.mesh_address()).expect("the port was free");
-    assert_refused(&settings, &[&settings.mesh_address(), "in use"]);
+    let words = [&settings.mesh_address(), "in use", "listen.mesh", "--base-port"];
+    assert_refused(&settings, &words);
 }
 
 #[test]
@@ -123,19 +124,18 @@ node:
   weight: -1
 ";
     fs::write(&file, text).expect("a file can be written");
-    let mut command = std::process::Command::new(host.program());
-    let ended = Program::run("check", host.path(), command.arg("check-config").arg(&file));
-    assert_code_2(&ended);
-    let mut command = std::process::Command::new(host.program());
-    let ended = Program::run("run", host.path(), command.args(["run", "--config"]).arg(&file));
-    assert_code_2(&ended);
-    let lines = complaints(&ended.output);
-    assert_eq!(lines.len(), 4, "a line each:\n{}", ended.output);
-    for (line, number, word) in
-        [(0, 3, "nmae"), (1, 5, "root_delay"), (2, 6, "spans_max"), (3, 8, "weight")]
-    {
-        let has = |text: &str| lines[line].contains(text);
-        assert!(has(word) && has(&format!("tracemesh.yaml:{number}:")), "{:?}", lines[line]);
+    for name in ["check-config", "run"] {
+        let mut command = std::process::Command::new(host.program());
+        let ended = Program::run(name, host.path(), command.args([name, "--config"]).arg(&file));
+        assert_code_2(&ended);
+        let lines = complaints(&ended.output);
+        assert_eq!(lines.len(), 4, "a line each:\n{}", ended.output);
+        for (line, number, word) in
+            [(0, 3, "nmae"), (1, 5, "root_delay"), (2, 6, "spans_max"), (3, 8, "weight")]
+        {
+            let has = |text: &str| lines[line].contains(text);
+            assert!(has(word) && has(&format!("tracemesh.yaml:{number}:")), "{:?}", lines[line]);
+        }
     }
 }
 

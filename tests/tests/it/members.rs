@@ -3,12 +3,11 @@
 use crate::host;
 use crate::mesh::start;
 use crate::otlp::{PROTOBUF, encoded, hex, trace, trace_id};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use tracemesh_tests::http;
 use tracemesh_tests::node::Node;
-use tracemesh_tests::traces;
 use tracemesh_tests::wait::{wait_for, wait_until};
 
 /// Spans of a trace; all travel in one request.
@@ -80,9 +79,13 @@ impl Load {
 
 /// The ids of traces of which all spans were written, in whatever parts.
 fn whole_traces(nodes: &[&Node]) -> BTreeSet<String> {
-    let counts = traces::span_counts(nodes.iter().map(|node| node.trace_file()));
-    let is_whole = |counts: &Vec<usize>| counts.iter().sum::<usize>() as u64 >= SPANS_OF_A_TRACE;
-    counts.into_iter().filter(|(_, counts)| is_whole(counts)).map(|(id, _)| id).collect()
+    let mut span_ids: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for trace in nodes.iter().flat_map(|node| node.traces()) {
+        let ids = trace.spans.iter().map(|span| span["spanId"].to_string());
+        span_ids.entry(trace.trace_id).or_default().extend(ids);
+    }
+    let is_whole = |ids: &BTreeSet<_>| ids.len() as u64 == SPANS_OF_A_TRACE;
+    span_ids.into_iter().filter(|(_, ids)| is_whole(ids)).map(|(id, _)| id).collect()
 }
 
 #[test]
@@ -115,4 +118,9 @@ fn node_that_is_stopped_under_load_costs_no_client_a_span() {
     assert_eq!(status.code(), Some(0), "everything was handed over or exported");
     let nodes: Vec<_> = mesh.iter().chain([&leaver]).collect();
     wait_until("all traces", || ids.is_subset(&whole_traces(&nodes)));
+    for name in ["tracemesh_peer_round_trip_seconds", "tracemesh_traces_unplaced"] {
+        let tells_of = |peer| mesh[0].metrics().has(name, &[("peer", peer)]);
+        assert!(tells_of("b"), "{name}");
+        wait_until("no figure of who has gone", || !tells_of("c"));
+    }
 }

@@ -42,7 +42,8 @@ fn node_without_a_configuration_writes_a_posted_trace_beside_itself() {
 #[test]
 fn spans_of_a_trace_that_come_in_several_requests_are_one_line() {
     let host = host();
-    let node = host.node("a").with("traces.root_delay", json!("2s")).start();
+    let node = host.node("a").with("traces.root_delay", json!("10m"));
+    let node = node.with("traces.spans_max", json!(3)).start();
     let mut client = grpc::Client::new(node.grpc_url());
     let id = trace_id(1);
     client.export(encoded(vec![span(&id, 1)])).expect("a node takes a child before its root");
@@ -87,6 +88,19 @@ fn trace_that_is_still_open_at_sigterm_is_written_before_the_node_ends() {
 }
 
 #[test]
+fn sighup_is_answered_and_changes_nothing() {
+    let host = host();
+    let mut node = host.node("a").with("traces.root_delay", json!("10m")).start();
+    let id = trace_id(4);
+    assert_eq!(node.post(PROTOBUF, &encoded(trace(&id, 8))).status, 200);
+    node.program().hang_up();
+    node.program().wait_for_output("reloading the configuration is not built");
+    assert!(node.is_ready());
+    assert!(node.stop().success(), "it drains as ever");
+    assert_eq!(node.traces().len(), 1);
+}
+
+#[test]
 fn both_paths_and_both_compressions_of_otlp_http_are_served() {
     let host = host();
     let node = host.node("a").start();
@@ -119,6 +133,6 @@ fn console_says_that_the_node_is_well() {
     let metrics = node.metrics();
     for name in ["memory_bytes", "memory_budget_bytes", "members", "spans_held"] {
         let name = format!("tracemesh_{name}");
-        assert!(metrics.has(&name), "{name} is missing among {:?}", metrics.names());
+        assert!(metrics.has(&name, &[]), "{name} is missing among {:?}", metrics.names());
     }
 }

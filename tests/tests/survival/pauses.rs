@@ -23,7 +23,9 @@ fn one_of_three_stands_still_for_three_seconds() {
 
 #[test]
 fn one_of_three_stands_still_for_a_minute() {
-    if Size::asked_for() == Size::Full {
-        pause_one_of_three(Duration::from_secs(60));
+    if Size::asked_for() == Size::Small {
+        eprintln!("SKIPPED: a pause of a minute needs TRACEMESH_SURVIVAL=full");
+        return;
     }
+    pause_one_of_three(Duration::from_secs(60));
 }

@@ -16,13 +16,14 @@ const TRACES: usize = 50;
 const RATE: &str = "40";
 const WORKERS: usize = 4;
 
-/// Sends over gRPC and HTTP through the balancer at 10.0.0.9 while the second node drains.
-fn drain_a_node_under_load(mesh: &mut Mesh) {
+/// Sends over gRPC and HTTP through the balancer at 10.0.0.9 while the second node drains; `None`
+/// without Go.
+fn drain_a_node_under_load(mesh: &mut Mesh) -> Option<()> {
     let address = mesh.here("10.0.0.9:4317");
     wait_until("the balancer to listen", || TcpStream::connect(&address).is_ok());
     let traces = TRACES.to_string();
     let arguments = ["--rate", RATE, "--traces", &traces, "--workers", &WORKERS.to_string()];
-    let Some(mut command) = generator::command(&address, &arguments) else { return };
+    let mut command = generator::command(&address, &arguments)?;
     let mut generator = Program::start("telemetrygen", mesh.host.path(), &mut command);
     let accepted = |mesh: &Mesh, node: usize| {
         mesh.nodes[node].metrics().sum("tracemesh_spans_accepted_total", &[])
@@ -38,6 +39,7 @@ fn drain_a_node_under_load(mesh: &mut Mesh) {
     let answer = http::post(&url, &[("content-type", "application/json")], b"{}");
     assert_eq!(answer.status, 200);
     mesh.assert_came_out(spans, SPANS_OF_A_TRACE);
+    Some(())
 }
 
 /// Writes a configuration into the directory of the case.
@@ -55,7 +57,7 @@ fn haproxy_takes_a_node_that_drains_out_in_time() {
     let mut command = Command::new(haproxy);
     let mut balancer =
         Program::start("haproxy", mesh.host.path(), command.arg("-f").arg(file).arg("-db"));
-    drain_a_node_under_load(&mut mesh);
+    let Some(()) = drain_a_node_under_load(&mut mesh) else { return };
     balancer.wait_for_output("Server nodes-grpc/n2 is DOWN");
 }
 

@@ -6,7 +6,8 @@
 
 use super::answer::{AFTER_MAX, ANSWER_BYTES_MAX, Answer, Reply, RpcStatus, chain};
 use super::connect::{Connection, is_unreached};
-use crate::sink::{Compression, WallClock};
+use crate::environment::WallClock;
+use crate::sink::Compression;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
 use http::header::{

@@ -185,7 +185,7 @@ impl Rig {
 
     fn with_clock(
         target: &Target,
-        clock: crate::sink::WallClock,
+        clock: crate::environment::WallClock,
         adjust: impl FnOnce(&mut Exporter),
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
