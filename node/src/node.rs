@@ -305,7 +305,7 @@ impl Node {
             biased;
             ended = membership.ended() => Some(End::Refused(ended)),
             name = tasks.panicked() => Some(End::Panicked(name)),
-            () = failed(&mut workers) => Some(End::Panicked("sink")),
+            () = drain::failed(&mut workers) => Some(End::Panicked("sink")),
             () = &mut asked => None,
             () = self.parts.draining.cancelled() => None,
             () = self.follow_state() => None,
@@ -315,14 +315,14 @@ impl Node {
             None => tokio::select! {
                 biased;
                 name = tasks.panicked() => Some(End::Panicked(name)),
-                () = failed(&mut workers) => Some(End::Panicked("sink")),
+                () = drain::failed(&mut workers) => Some(End::Panicked("sink")),
                 end = self.drain() => end,
             },
         };
         let end = match end {
             Some(end) => end,
             None => {
-                shutdown(&mut workers).await;
+                drain::shutdown(&mut workers).await;
                 self.spool_rest().await
             }
         };
@@ -368,22 +368,9 @@ impl Node {
     async fn stop(mut self) {
         self.close_ingest.cancel();
         self.parts.membership.shutdown().await;
-        shutdown(&mut self.workers).await;
+        drain::shutdown(&mut self.workers).await;
         self.parts.transport.shutdown().await;
         self.tasks.stop().await;
-    }
-}
-
-async fn shutdown(workers: &mut Option<Workers>) {
-    if let Some(workers) = workers.take() {
-        workers.shutdown().await;
-    }
-}
-
-async fn failed(workers: &mut Option<Workers>) {
-    match workers {
-        Some(workers) => workers.failed().await,
-        None => std::future::pending().await,
     }
 }
 

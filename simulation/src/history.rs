@@ -36,7 +36,7 @@ pub struct History {
     pub ended_at: Millis,
     /// The last look at each node that lived at the end.
     pub last_looks: BTreeMap<NodeNumber, Look>,
-    /// What each node had counted in its lives before, as [`Look::counters`] has it of the last one.
+    /// What each node had counted in its lives before, as [`Look::counters`] has it of the last.
     pub former_counters: BTreeMap<NodeNumber, BTreeMap<String, u64>>,
     /// The most bytes that each node had allocated at once, by the allocator's count, beyond what
     /// it had when it became ready; over all its lives.

@@ -184,7 +184,7 @@ fn cache() -> PathBuf {
 ///
 /// # Panics
 /// Under `CI=true`.
-pub fn skip(needs: &str) {
+fn skip(needs: &str) {
     let in_ci = var_os("CI").is_some_and(|value| value == "true");
     assert!(!in_ci, "{needs}, which this machine has not");
     eprintln!("SKIPPED: {needs}, which this machine has not");

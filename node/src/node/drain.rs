@@ -7,6 +7,7 @@
 use super::{End, Node, Parts, StartError};
 use crate::entry::REQUEST_MAX;
 use crate::ingest::Admission;
+use crate::sink::Workers;
 use crate::spool::{Spool, SpoolStore};
 use crate::tasks::Tasks;
 use std::sync::Arc;
@@ -91,6 +92,21 @@ impl Node {
 
     fn held(&self) -> u64 {
         self.parts.shards.held().0.iter().sum()
+    }
+}
+
+/// Ends the sinks in order, once.
+pub(super) async fn shutdown(workers: &mut Option<Workers>) {
+    if let Some(workers) = workers.take() {
+        workers.shutdown().await;
+    }
+}
+
+/// Returns when a sink has failed.
+pub(super) async fn failed(workers: &mut Option<Workers>) {
+    match workers {
+        Some(workers) => workers.failed().await,
+        None => std::future::pending().await,
     }
 }
 

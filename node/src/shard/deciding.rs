@@ -185,8 +185,8 @@ impl Shard {
         true
     }
 
-    /// The backoff of an attempt is over: the owner makes it again when it is calm, whoever is none any more gives
-    /// it up and asks.
+    /// The backoff of an attempt is over: the owner makes it again when it is calm, whoever is none
+    /// any more gives it up and asks.
     pub(super) fn try_again(&mut self, index: u32, role: Role, now_ms: u64) {
         let Some(trace) = self.table.get_mut(index) else { return };
         let is_calm = self.outlook.is_calm(trace.slot) || now_ms >= calm_by(trace);

@@ -317,8 +317,8 @@ impl Trace {
         self.stored.retain(|_| kept.next().unwrap_or(true));
     }
 
-    /// Forgets the oldest keys of spans that are done when there are more than [`KEYS_MAX`]; whether
-    /// there were some to forget. A span that comes once more is a new one then. They go on in the
+    /// Forgets the oldest keys of spans that are done when there are more than [`KEYS_MAX`];
+    /// whether there were some to forget. A span that comes once more is a new one then. They go on in the
     /// sums, so holders that saw the same of a trace still agree.
     pub(crate) fn forget_oldest_keys(&mut self) -> bool {
         // All before the first block: what is held has its bytes in one.
@@ -524,7 +524,7 @@ mod tests {
     fn endless_trace_forgets_its_oldest_done_keys_and_keeps_its_sums() {
         let end = KEYS_MAX as u64 + 1;
         let mut trace = trace_of(0..10);
-        store(&mut trace, [10..end]);
+        store(&mut trace, std::iter::once(10..end));
         let key = |key: u64| SpanKey::new(key << 2);
         assert!(!trace.forget_oldest_keys(), "all is held");
         (1..end).for_each(|number| assert!(trace.finish(key(number))));

