@@ -318,8 +318,8 @@ impl Trace {
     }
 
     /// Forgets the oldest keys of spans that are done when there are more than [`KEYS_MAX`];
-    /// whether there were some to forget. A span that comes once more is a new one then. They go on in the
-    /// sums, so holders that saw the same of a trace still agree.
+    /// whether there were some to forget. A span that comes once more is a new one then. They go on
+    /// in the sums, so holders that saw the same of a trace still agree.
     pub(crate) fn forget_oldest_keys(&mut self) -> bool {
         // All before the first block: what is held has its bytes in one.
         let done = self.stored.first().map_or(self.words.len(), |stored| stored.first as usize);
