@@ -86,7 +86,7 @@ impl Batching<'_> {
         split(cut.request(), cut.scan(), usize::from(count), &targets, self.frame_bytes_max)
     }
 
-    /// By frames. One trace's names alone are few enough: a request of ours has a bound.
+    /// By frames. Names of one trace stay together: it takes half a million to be too many.
     fn names(&self, cut: &Cut, traces: &[u32]) -> Vec<Vec<HoldTrace>> {
         let name = |trace: u32| HoldTrace {
             trace_id: trace_id_bytes(cut.trace_id(trace)),
