@@ -289,17 +289,20 @@ impl Member {
     }
 
     /// The first member that this node, while joining, disagrees with. Of two joining ones the
-    /// later start yields. Members never eject each other for it: they only say so.
+    /// later start yields where nobody is active, who would say which of them is wrong. Members
+    /// never eject each other for it: they only say so.
     fn disagreement(&mut self) -> Option<Ended> {
         let mut differing = BTreeSet::new();
         let mut refused = None;
+        let is_active = |peer: &PeerInfo| peer.alive && peer.published.state == MemberState::Active;
+        let judges = self.beliefs.peers().values().any(is_active);
         for peer in self.beliefs.peers().values() {
             let difference = self.says.agreement.difference(&peer.published.agreement);
             let Some((key, mine, theirs)) = difference else {
                 continue;
             };
             let was_first = peer.published.state != MemberState::Joining
-                || peer.incarnation.generation < self.generation;
+                || (!judges && peer.incarnation.generation < self.generation);
             if self.says.state == MemberState::Joining {
                 if was_first && refused.is_none() {
                     refused = Some(Ended::Disagrees { key, mine, theirs, member: peer.id.clone() });
