@@ -25,7 +25,7 @@ mod request;
 mod rotation;
 mod stdout;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use dead_letter::{DEAD_LETTER_BYTES_MAX, DeadLetterError, DeadLetters};
 pub(crate) use letter::{Read as Letter, read as read_letter};

@@ -202,3 +202,27 @@ pub fn on_reply(
         shard.on_reply(now, replier, version, &said);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::testing::{attempt, resource, scope, spans};
+    use prost::Message;
+
+    #[test]
+    fn names_beside_a_span_as_large_as_a_frame_have_a_frame_of_their_own() {
+        /// What transport carries at most.
+        const CARRIED: usize = (4 << 20) + (64 << 10);
+        for (padding, frames) in [(1_000, 1), (frame::FRAME_SPANS_BYTES_MAX - 1_000, 2)] {
+            let chunk = (scope(&resource(0), 0), spans(1, 1, 1, padding));
+            let spans = attempt(1, vec![chunk]);
+            let names = (0..20_000).map(|name| name << 2).collect();
+            let trace = HoldTrace { names, ..HoldTrace::default() };
+            let bytes = spans.bytes + trace.bytes();
+            let holds = holds(vec![Offer { trace, spans: Some(spans), version: 0, bytes }]);
+            assert_eq!(holds.len(), frames);
+            assert!(holds.iter().all(|hold| hold.encoded_len() <= CARRIED));
+            assert_eq!(holds.iter().map(|hold| hold.traces.len()).sum::<usize>(), 1);
+        }
+    }
+}

@@ -15,7 +15,7 @@ fn attribute(key: &str, value: String) -> KeyValue {
     KeyValue { key: key.into(), value: Some(value) }
 }
 
-pub(super) fn resource(number: usize) -> Arc<Resource> {
+pub(crate) fn resource(number: usize) -> Arc<Resource> {
     let resource = proto::Resource {
         attributes: vec![attribute("service.name", format!("service-{number}"))],
         ..Default::default()
@@ -28,7 +28,7 @@ pub(super) fn resource(number: usize) -> Arc<Resource> {
     Arc::new(Resource { fields: message.encode_to_vec().into() })
 }
 
-pub(super) fn scope(resource: &Arc<Resource>, number: usize) -> Arc<Scope> {
+pub(crate) fn scope(resource: &Arc<Resource>, number: usize) -> Arc<Scope> {
     let scope = InstrumentationScope { name: format!("library-{number}"), ..Default::default() };
     let message = ScopeSpans {
         scope: Some(scope),
@@ -39,7 +39,7 @@ pub(super) fn scope(resource: &Arc<Resource>, number: usize) -> Arc<Scope> {
 }
 
 /// `count` spans as `ScopeSpans.spans` fields, with ids from `first` on.
-pub(super) fn spans(trace: u8, first: u64, count: usize, padding: usize) -> Vec<u8> {
+pub(crate) fn spans(trace: u8, first: u64, count: usize, padding: usize) -> Vec<u8> {
     let span = |n: usize| Span {
         trace_id: vec![trace; 16],
         span_id: (first + n as u64).to_be_bytes().to_vec(),
@@ -51,7 +51,7 @@ pub(super) fn spans(trace: u8, first: u64, count: usize, padding: usize) -> Vec<
     ScopeSpans { spans: (0..count).map(span).collect(), ..Default::default() }.encode_to_vec()
 }
 
-pub(super) fn attempt(trace: u8, chunks: Vec<(Arc<Scope>, Vec<u8>)>) -> Arc<Attempt> {
+pub(crate) fn attempt(trace: u8, chunks: Vec<(Arc<Scope>, Vec<u8>)>) -> Arc<Attempt> {
     let count = |spans: &Vec<u8>| ScopeSpans::decode(&**spans).map_or(1, |s| s.spans.len() as u32);
     Arc::new(Attempt {
         trace_id: TraceId([trace; 16]),
