@@ -139,3 +139,47 @@ pub fn merge(replies: impl IntoIterator<Item = Result<HoldReply, NoReply>>) -> O
     }
     incarnation.map_or(Outcome::Silent, Outcome::Held)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan::scan;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+    use prost::Message;
+
+    #[test]
+    fn names_of_many_traces_are_cut_into_frames_and_none_is_missing() {
+        let span = |number: u32| Span {
+            trace_id: u128::from(number + 1).to_be_bytes().to_vec(),
+            span_id: vec![1; 8],
+            ..Span::default()
+        };
+        let scope_spans =
+            vec![ScopeSpans { spans: (0..20_000).map(span).collect(), ..Default::default() }];
+        let resource_spans = vec![ResourceSpans { scope_spans, ..Default::default() }];
+        let request = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+        let key = HashKey([7; 16]);
+        let cut = Cut::new(request.clone().into(), scan(&request).unwrap(), &key);
+        let batching = Batching {
+            me: &"a".into(),
+            sender: Sender::default(),
+            hash_key: &key,
+            age_max: Duration::from_secs(30),
+            frame_bytes_max: 4 << 20,
+        };
+        let send = Send {
+            batch: 0,
+            target: "b".into(),
+            mark: Mark::Marked,
+            content: Content::Names,
+            traces: (0..20_000).collect(),
+        };
+        let holds = batching.holds(&cut, &[send]).remove(0);
+        assert!(holds.len() > 1);
+        assert!(holds.iter().all(|hold| hold.encoded_len() <= 2 * NAMES_BYTES_MAX && hold.marked));
+        let named = holds.iter().flat_map(|hold| &hold.traces);
+        let ids: std::collections::BTreeSet<_> = named.map(|trace| &trace.trace_id).collect();
+        assert_eq!(ids.len(), 20_000);
+    }
+}
