@@ -16,7 +16,7 @@ use crate::client::{Act, Client};
 use crate::entropy;
 use crate::events::{self, Events};
 use crate::history::{Answer, Ending, History, Life, Look, RequestNumber, ViewSeen, What};
-use crate::host::{AnswerSlot, Host, Said};
+use crate::host::{AnswerSlot, Exporting, Host, Said};
 use crate::link::Links;
 use crate::load::Load;
 use crate::network::Network;
@@ -31,7 +31,6 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::task::AbortHandle;
 use tracemesh::ingest::{Accepted, Refusal};
 use tracemesh::node::{End, Observer};
 use tracemesh_membership::MemberState;
@@ -92,7 +91,7 @@ struct Flying {
     request: RequestNumber,
     node: NodeNumber,
     answer: AnswerSlot,
-    exporting: AbortHandle,
+    exporting: Exporting,
 }
 
 struct Cluster {

@@ -293,7 +293,7 @@ impl Host {
     }
 
     /// Hands a request to the node as its protocol servers would; none without a process.
-    pub fn send(&self, request: Bytes) -> Option<(AnswerSlot, AbortHandle)> {
+    pub fn send(&self, request: Bytes) -> Option<(AnswerSlot, Exporting)> {
         let process = self.process.as_ref()?;
         let slot = AnswerSlot::default();
         let (said, router) = (Arc::clone(&slot), process.router.clone());
@@ -306,7 +306,30 @@ impl Host {
                 let _ = charge(None, || said.set(Said { answer: answer.clone(), view }));
             })
         });
-        Some((slot, exporting.abort_handle()))
+        let exporting = Exporting { task: Some(exporting.abort_handle()), node: self.number };
+        Some((slot, exporting))
+    }
+}
+
+/// A request that a node works on. What the node needed for that is its own, whoever is the last to
+/// let go of it.
+pub struct Exporting {
+    task: Option<AbortHandle>,
+    node: NodeNumber,
+}
+
+impl Exporting {
+    /// The client went away.
+    pub fn abort(&self) {
+        if let Some(task) = &self.task {
+            charge(Some(self.node), || task.abort());
+        }
+    }
+}
+
+impl Drop for Exporting {
+    fn drop(&mut self) {
+        charge(Some(self.node), || drop(self.task.take()));
     }
 }
 

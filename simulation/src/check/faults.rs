@@ -73,6 +73,11 @@ impl<'a> Faults<'a> {
         self.link_is_bad || self.within(from, until).any(|stretch| is_lossy(stretch.fault))
     }
 
+    /// Whether two nodes were cut off from each other at a moment.
+    pub(super) fn apart(&self, one: NodeNumber, other: NodeNumber, at: Millis) -> bool {
+        self.within(at, at).any(|stretch| is_cut(stretch.fault, one, other))
+    }
+
     /// Whether `target` may not have answered `entry` at some moment of a stretch of time: not
     /// living, standing still, slow, or behind a bad link. The same if `entry` itself was slow.
     pub(super) fn silent(
@@ -153,9 +158,15 @@ fn is_bad(link: &LinkOptions) -> bool {
 fn keeps_apart(fault: &Fault, one: NodeNumber, other: NodeNumber) -> bool {
     match fault {
         Fault::Slow { node, .. } => *node == one || *node == other,
+        Fault::Links { link, .. } => is_bad(link),
+        _ => is_cut(fault, one, other),
+    }
+}
+
+fn is_cut(fault: &Fault, one: NodeNumber, other: NodeNumber) -> bool {
+    match fault {
         Fault::Partition { side, .. } => side.contains(&one) != side.contains(&other),
         Fault::PairCut { pair, .. } => *pair == (one, other) || *pair == (other, one),
-        Fault::Links { link, .. } => is_bad(link),
         _ => false,
     }
 }

@@ -14,9 +14,8 @@ use crate::plan::{NodeNumber, Plan};
 const MEMORY_PERCENT: u64 = 125;
 /// What is no span: tables of placement, gossip, sockets' and streams' buffers of a node.
 const MEMORY_EXTRA: u64 = 16 << 20;
-/// The same for each peer: a QUIC connection with what is under way on it, a quarter of what its
-/// windows allow.
-const MEMORY_PER_PEER: u64 = 4 << 20;
+/// The same for each peer: a QUIC connection with its windows.
+const MEMORY_PER_PEER: u64 = 2 << 20;
 /// Of offered spans, in percent, that must be acknowledged where nothing is overloaded.
 const GOODPUT_PERCENT: u64 = 99;
 /// Clients take turns among nodes; requests so late in a run have no time for theirs.

@@ -96,19 +96,20 @@ pub(super) struct Model<'a> {
     pub(super) exports: Vec<OneExport>,
     /// What sinks got that no client ever offered: node, when, which.
     pub(super) invented: Vec<(Millis, NodeNumber, SpanNumber)>,
-    /// Members that somebody dropped although they lived and did not leave.
+    /// Members that somebody dropped although they lived and, where messages passed, did not leave.
     pub(super) dropped: Vec<Dropped>,
 }
 
 impl<'a> Model<'a> {
     pub(super) fn new(history: &'a History) -> Self {
         let (lives, views) = (Lives::new(history), Views::new(history));
+        let faults = Faults::new(history);
         let mut model = Self {
             history,
-            dropped: views.dropped(&lives),
+            dropped: views.dropped(&lives, &faults),
             lives,
             views,
-            faults: Faults::new(history),
+            faults,
             requests: BTreeMap::new(),
             spans: Vec::new(),
             traces: Vec::new(),

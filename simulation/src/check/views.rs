@@ -5,6 +5,7 @@
 //! invariant: a view here is a set of members with incarnations, weight 1 and the plan's zones,
 //! so sets that are equal have the same holders, whoever had them.
 
+use super::faults::Faults;
 use super::licence::DETECT_MAX;
 use super::lives::Lives;
 use crate::history::{Entry, History, Life, ViewSeen, What};
@@ -34,7 +35,8 @@ pub(super) struct Change {
     pub(super) after: Option<ViewIndex>,
 }
 
-/// A node dropped a member from its view that lived and did not leave.
+/// A node dropped a member from its view that lived: one that did not leave, or one that left while
+/// it was cut off, so that it could not tell what it had done.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dropped {
     pub(super) at: Millis,
@@ -176,8 +178,8 @@ impl Views {
         in_view(one) != in_view(two)
     }
 
-    /// Members that somebody dropped although they lived and did not leave.
-    pub(super) fn dropped(&self, lives: &Lives) -> Vec<Dropped> {
+    /// Members that somebody dropped although they lived and, where messages passed, did not leave.
+    pub(super) fn dropped(&self, lives: &Lives, faults: &Faults<'_>) -> Vec<Dropped> {
         let mut dropped = Vec::new();
         for (number, change) in self.changes.iter().enumerate() {
             let (Some(before), Some(after)) = (change.before, change.after) else { continue };
@@ -188,7 +190,8 @@ impl Views {
                     lives.of(member).first().is_some_and(|one| one.started == life.started);
                 // One that began again a moment ago is dropped for its former life.
                 let is_former = !is_first && change.at.0 - life.started.0 < DETECT_MAX;
-                if is_former || life.draining.is_some_and(|draining| draining <= change.at) {
+                let leaves = life.draining.is_some_and(|draining| draining <= change.at);
+                if is_former || leaves && !faults.apart(change.node, member, change.at) {
                     continue;
                 }
                 let mut later = self.changes[number + 1..].iter();
@@ -196,7 +199,8 @@ impl Views {
                     let has_it = |view| self.set(view) & 1 << member != 0;
                     later.node == change.node && later.after.is_none_or(has_it)
                 });
-                let ended = life.draining.into_iter().chain(life.ended.map(|(at, _)| at)).min();
+                let left = life.draining.filter(|_| !leaves);
+                let ended = left.into_iter().chain(life.ended.map(|(at, _)| at)).min();
                 let until = back.map(|back| back.at).into_iter().chain(ended).min();
                 let until = until.unwrap_or(Millis(u64::MAX));
                 dropped.push(Dropped { at: change.at, until, member, before });

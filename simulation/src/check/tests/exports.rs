@@ -305,6 +305,22 @@ fn orderly_leave_of_the_exporter_licenses_nothing() {
 }
 
 #[test]
+fn orderly_leave_of_an_exporter_that_was_cut_off_licenses_another() {
+    for (until, is_licensed) in [(2_050, false), (2_150, true)] {
+        let mut told = Told::calm();
+        twice(&mut told, 2_100, SinkSaid::Acknowledged, (5_000, 2));
+        told.fault(2_000, until, Fault::PairCut { pair: (1, 2), for_ms: Millis(until - 2_000) });
+        told.leave(1_900, 1, &[0, 2, 3, 4], Ending::Drained);
+        let verdict = told.judge();
+        if is_licensed {
+            assert_licensed(&verdict, Licence::LiveNodeDropped);
+        } else {
+            assert_only(&verdict, Invariant::NoSpanTwice, 1);
+        }
+    }
+}
+
+#[test]
 fn lost_done_gives_the_exporter_more_time_to_crash() {
     let mut told = Told::calm();
     twice(&mut told, 2_100, SinkSaid::Acknowledged, (9_000, 2));
