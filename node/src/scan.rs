@@ -21,9 +21,9 @@ mod span;
 use crate::spans::TraceId;
 use crate::wire::schema::{self, Malformed, Message};
 use crate::wire::{Field, Problem, Reader, Value, WireError, framed_length};
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use span::SpanIds;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::Range;
 
 /// Field number of `scope_spans` in `ResourceSpans`, and of `spans` in `ScopeSpans`.
@@ -285,7 +285,7 @@ struct Walk<'a, D> {
     /// Indexes in `scan.traces` by trace id. Clients choose the ids, so the hash is keyed at
     /// random; the order of the table is never looked at.
     trace_index: HashTable<u32>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     depth: std::marker::PhantomData<D>,
 }
 
@@ -298,7 +298,7 @@ impl<'a, D: Depth> Walk<'a, D> {
             request,
             scan: Scan::default(),
             trace_index: HashTable::new(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             depth: std::marker::PhantomData,
         })
     }

@@ -58,6 +58,9 @@ pub const ASK_AFTER: Duration = Duration::from_secs(5);
 pub const ASK_AFTER_MAX: Duration = Duration::from_secs(60);
 /// How often an unplaced trace is offered to a holder that has not confirmed it.
 pub const OFFER_AGAIN: Duration = Duration::from_secs(1);
+/// Traces that become due one after the other are looked at together: a busy node has some every
+/// millisecond, and each time to wake up costs more than to look at them.
+const WAKE_STEP_MS: u64 = 10;
 /// How often an owner looks whether it is calm: a gossip round is 200 ms.
 const CALM_AGAIN: Duration = Duration::from_millis(100);
 
@@ -292,7 +295,7 @@ impl Shard {
     pub fn next_wake(&self) -> Option<Instant> {
         let review = self.review.as_ref().map(|review| review.next_ms);
         let expires = self.remembered.front().map(|&(at, _)| at);
-        let wakes = self.wakes.first_key_value().map(|(&at, _)| at);
+        let wakes = self.wakes.first_key_value().map(|(&at, _)| at.next_multiple_of(WAKE_STEP_MS));
         let at = expires.into_iter().chain(wakes).chain(review).chain(self.offers.next_wake());
         let at = at.chain(self.scopes.next_sweep()).min()?;
         Some(self.started + Duration::from_millis(at))

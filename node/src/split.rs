@@ -123,9 +123,17 @@ impl Cut<'_> {
             for section in resource {
                 let header = &self.scan.scopes[section.scope_index as usize].header;
                 self.begin(&mut out, TAG_SCOPE_SPANS, section.scope_bytes, header);
+                // What stands together is copied at once.
+                let mut together = 0..0;
                 for &span in spans.by_ref().take(section.span_count) {
-                    out.extend_from_slice(&self.request[self.scan.spans[span as usize].range()]);
+                    let range = self.scan.spans[span as usize].range();
+                    if range.start != together.end {
+                        out.extend_from_slice(&self.request[together.clone()]);
+                        together.start = range.start;
+                    }
+                    together.end = range.end;
                 }
+                out.extend_from_slice(&self.request[together]);
             }
         }
         assert_eq!(out.len(), bytes, "a part is as long as was summed");

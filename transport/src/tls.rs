@@ -22,8 +22,8 @@ use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVeri
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
-    RootCertStore, SignatureScheme,
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerMisbehaved, RootCertStore, SignatureScheme, SupportedCipherSuite,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Tls {
         wall_clock: &WallClock,
     ) -> Result<Self, IdentityError> {
         let failed = |e: Error| IdentityError::Certificate(e.to_string());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(crypto());
         let clock = Arc::new(Clock(wall_clock.clone()));
         let verifier = Arc::new(Verifier::new(identity, own, &provider).map_err(failed)?);
         let chain: Vec<_> = identity.chain.iter().cloned().map(CertificateDer::from).collect();
@@ -89,6 +89,15 @@ impl Tls {
         client.enable_sni = false;
         Ok(Self { server: Arc::new(server), client: Arc::new(client), verifier })
     }
+}
+
+/// The library's, but AES with 128 bits is preferred to 256: no weaker in practice, and cheaper.
+fn crypto() -> CryptoProvider {
+    let mut crypto = rustls::crypto::ring::default_provider();
+    let is_other =
+        |suite: &SupportedCipherSuite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256;
+    crypto.cipher_suites.sort_by_key(is_other);
+    crypto
 }
 
 #[cfg(test)]

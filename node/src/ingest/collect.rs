@@ -26,6 +26,9 @@ const DEFLATE_MAX: usize = 1032;
 const FIRST_BYTES: usize = 64 << 10;
 /// First allocation at most, whatever length was announced: four requests of 512 spans.
 const BELIEVED_BYTES_MAX: usize = 1 << 20;
+/// A first piece from this size on is not copied when it is all: it may keep a buffer of the HTTP
+/// library alive that is larger than itself, but not by much.
+const WHOLE_MIN: usize = 64 << 10;
 /// First allocation for what zstd decompresses, in times of what came: spans are that repetitive.
 const EXPANSION: usize = 8;
 /// Compressed requests up to this size are decompressed on the spot, in a millisecond or two.
@@ -118,61 +121,74 @@ impl Output {
 /// Collects one request.
 pub(super) struct Collector {
     encoding: Encoding,
+    announced: usize,
+    /// A large first piece, as long as it may be all there is: that is not copied.
+    whole: Bytes,
+    /// Where pieces come together.
     encoded: Output,
 }
 
 impl Collector {
     pub(super) fn new(encoding: Encoding, bytes_max: usize, charge: Charge) -> Self {
         let encoded = Output { bytes: Vec::new(), bytes_max, what: "bytes", charge };
-        Self { encoding, encoded }
+        Self { encoding, announced: 0, whole: Bytes::new(), encoded }
     }
 
-    /// Announces how many bytes will be pushed: checks the limit, and makes room for what one may
-    /// believe before it came.
+    /// Announces how many bytes will be pushed: checks the limit, and sees to it that there is room
+    /// for what one may believe before it came.
     pub(super) fn expect(&mut self, length: usize) -> Result<(), Refusal> {
         if length > self.encoded.bytes_max {
             return Err(too_large(self.encoded.bytes_max, self.encoded.what));
         }
-        self.encoded.expect(length);
+        self.announced = length;
         Ok(())
     }
 
     /// Takes the next bytes.
-    pub(super) fn push(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        self.encoded.push(data)
+    pub(super) fn push(&mut self, data: Bytes) -> Result<(), Refusal> {
+        if !self.encoded.bytes.is_empty() {
+            return self.encoded.push(&data);
+        }
+        if self.whole.is_empty() && data.len() >= WHOLE_MIN {
+            self.encoded.allow(data.len(), data.len())?;
+            self.whole = data;
+            return Ok(());
+        }
+        self.encoded.expect(self.announced);
+        self.encoded.make_room(self.whole.len());
+        self.encoded.bytes.extend_from_slice(&std::mem::take(&mut self.whole));
+        self.encoded.push(&data)
     }
 
     /// The whole request; no bytes at all are an empty request in every encoding.
     pub(super) async fn finish(self) -> Result<Received, Refusal> {
-        let Self { encoding, encoded } = self;
+        let Self { encoding, whole, encoded, .. } = self;
+        let Output { bytes, bytes_max, charge, .. } = encoded;
+        let bytes = if whole.is_empty() { Bytes::from(bytes) } else { whole };
         let decompress = match encoding {
-            _ if encoded.bytes.is_empty() => return Ok(received(encoded)),
-            Encoding::Identity => return Ok(received(encoded)),
+            _ if bytes.is_empty() => return Ok(Received { bytes, charge }),
+            Encoding::Identity => return Ok(Received { bytes, charge }),
             Encoding::Gzip => gunzip,
             Encoding::Zstd => unzstd,
         };
-        if encoded.bytes.len() <= INLINE_MAX {
-            return decompressed(encoded, decompress);
+        let what = "bytes after decompression";
+        let output = Output { bytes: Vec::new(), bytes_max, what, charge };
+        if bytes.len() <= INLINE_MAX {
+            return decompressed(&bytes, output, decompress);
         }
-        let in_flight = encoded.charge.in_flight();
-        in_flight.aside(move || decompressed(encoded, decompress)).await
+        let in_flight = output.charge.in_flight();
+        in_flight.aside(move || decompressed(&bytes, output, decompress)).await
     }
 }
 
-fn received(output: Output) -> Received {
-    Received { bytes: Bytes::from(output.bytes), charge: output.charge }
-}
-
 fn decompressed(
-    encoded: Output,
+    encoded: &[u8],
+    mut output: Output,
     decompress: fn(&[u8], &mut Output) -> Result<(), Refusal>,
 ) -> Result<Received, Refusal> {
-    let Output { bytes: encoded, bytes_max, charge, .. } = encoded;
-    let what = "bytes after decompression";
-    let mut output = Output { bytes: Vec::new(), bytes_max, what, charge };
-    decompress(&encoded, &mut output)?;
+    decompress(encoded, &mut output)?;
     output.charge.give_back(encoded.len());
-    Ok(received(output))
+    Ok(Received { bytes: Bytes::from(output.bytes), charge: output.charge })
 }
 
 fn gunzip(encoded: &[u8], output: &mut Output) -> Result<(), Refusal> {
@@ -308,8 +324,8 @@ mod tests {
     fn several_members_and_frames_are_one_request() {
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
             let mut collector = collector(encoding);
-            collector.push(&encode(encoding, b"one ")).unwrap();
-            collector.push(&encode(encoding, b"two")).unwrap();
+            collector.push(encode(encoding, b"one ").into()).unwrap();
+            collector.push(encode(encoding, b"two").into()).unwrap();
             assert_eq!(finish(collector).unwrap().bytes, "one two");
         }
     }
@@ -320,8 +336,28 @@ mod tests {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::none());
         gzip.write_all(&bytes).unwrap();
         let mut collector = collector(Encoding::Gzip);
-        collector.push(&gzip.finish().unwrap()).unwrap();
+        collector.push(gzip.finish().unwrap().into()).unwrap();
         assert_eq!(finish(collector).unwrap().bytes, bytes);
+    }
+
+    #[test]
+    fn large_piece_is_copied_only_when_another_one_comes() {
+        let first = Bytes::from(vec![1; WHOLE_MIN]);
+        for last in [&b""[..], b"end"] {
+            let in_flight = InFlight::new(LIMIT);
+            let mut collector = Collector::new(Encoding::Identity, LIMIT, in_flight.charge());
+            collector.push(first.clone()).unwrap();
+            if !last.is_empty() {
+                collector.push(last.into()).unwrap();
+            }
+            assert_eq!(in_flight.bytes(), WHOLE_MIN + last.len());
+            let received = finish(collector).unwrap();
+            assert_eq!(received.bytes, [&first, last].concat());
+            assert_eq!(received.bytes.as_ptr() == first.as_ptr(), last.is_empty());
+        }
+        let mut small = Collector::new(Encoding::Identity, LIMIT, InFlight::new(LIMIT).charge());
+        small.push(first.clone()).unwrap();
+        assert!(small.push(vec![2; LIMIT - WHOLE_MIN + 1].into()).is_err());
     }
 
     #[test]
@@ -332,9 +368,9 @@ mod tests {
             let in_flight = InFlight::new(LIMIT);
             let mut collector = Collector::new(encoding, LIMIT, in_flight.charge());
             let (first, last) = encoded.split_at(encoded.len() - 1);
-            collector.push(first).unwrap();
+            collector.push(Bytes::copy_from_slice(first)).unwrap();
             assert_eq!(in_flight.bytes(), first.len());
-            collector.push(last).unwrap();
+            collector.push(Bytes::copy_from_slice(last)).unwrap();
             let received = finish(collector).unwrap();
             assert_eq!(in_flight.bytes(), bytes.len());
             drop(received);
@@ -350,7 +386,7 @@ mod tests {
         let runtime = runtime.max_blocking_threads(1).build().unwrap();
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
             let mut collector = collector(encoding);
-            collector.push(&encode(encoding, &bytes)).unwrap();
+            collector.push(encode(encoding, &bytes).into()).unwrap();
             let (free, wait) = std::sync::mpsc::channel::<()>();
             let received = runtime.block_on(async {
                 // Or it might be done before anybody looks.
@@ -371,6 +407,7 @@ mod tests {
             let charge = InFlight::new(LIMIT).charge();
             let mut collector = Collector::new(encoding, usize::MAX, charge);
             collector.expect(usize::MAX).unwrap();
+            collector.push(Bytes::from_static(b"1")).unwrap();
             assert!(collector.encoded.bytes.capacity() <= BELIEVED_BYTES_MAX);
         }
     }
@@ -388,7 +425,7 @@ mod tests {
                 let in_flight = InFlight::new(LIMIT);
                 let mut collector = Collector::new(encoding, LIMIT, in_flight.charge());
                 for data in encode(encoding, &bytes).chunks(piece) {
-                    collector.push(data).unwrap();
+                    collector.push(Bytes::copy_from_slice(data)).unwrap();
                 }
                 let received = finish(collector).unwrap();
                 prop_assert_eq!(&received.bytes, &bytes);
@@ -409,14 +446,16 @@ mod tests {
                 let mut encoded = encode(encoding, &bytes);
                 encoded.truncate(cut.index(encoded.len()));
                 let mut short = collector(encoding);
-                let taken = short.push(&encoded).and_then(|()| finish(short));
+                let taken = short
+                    .push(Bytes::copy_from_slice(&encoded))
+                    .and_then(|()| finish(short));
                 prop_assert!(taken.is_err() || encoded.is_empty());
 
                 let mut encoded = encode(encoding, &bytes);
                 let at = at.index(encoded.len());
                 encoded[at] ^= flip;
                 let mut odd = collector(encoding);
-                let _ = odd.push(&encoded).and_then(|()| finish(odd));
+                let _ = odd.push(encoded.into()).and_then(|()| finish(odd));
             }
         }
     }

@@ -209,7 +209,7 @@ where
         missing = missing.checked_sub(data.len()).ok_or_else(|| {
             Refusal::Malformed(format!("more follows after the message of {length} bytes"))
         })?;
-        collector.push(&data)?;
+        collector.push(data)?;
         match intake.next(&mut body).await? {
             Some(next) => data = next,
             None => break,

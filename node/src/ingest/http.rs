@@ -210,7 +210,7 @@ where
         collector.expect(usize::try_from(length).unwrap_or(usize::MAX))?;
     }
     while let Some(data) = intake.next(body).await? {
-        collector.push(&data)?;
+        collector.push(data)?;
     }
     collector.finish().await
 }

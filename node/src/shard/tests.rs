@@ -264,6 +264,19 @@ fn trace_is_exported_whole_when_its_root_has_been_here_for_root_delay() {
 }
 
 #[test]
+fn traces_that_are_due_one_after_the_other_are_looked_at_together() {
+    let mut rig = Rig::new("a", &["a"]);
+    for trace in 1..=10 {
+        rig.now += Duration::from_millis(1);
+        rig.hold(vec![root(trace, 1)]);
+    }
+    let last_due = rig.now + LIMITS.root_delay;
+    assert_eq!(rig.shard.next_wake(), Some(last_due));
+    rig.shard.on_time(last_due);
+    assert_eq!(rig.shard.take_effects().len(), 10);
+}
+
+#[test]
 fn trace_without_a_root_is_due_at_age_max() {
     let mut rig = Rig::new("a", &["a"]);
     rig.hold(vec![child(1, 1)]);

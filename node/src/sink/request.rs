@@ -12,7 +12,7 @@ use super::Attempt;
 use crate::spans::{Chunk, Resource, Scope};
 use crate::wire::{framed_length, put_varint, varint};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// `ExportTraceServiceRequest.resource_spans`, length-delimited.
@@ -29,13 +29,14 @@ const FRAMING_BYTES_MAX: usize = 1 + 5;
 pub(crate) struct Room {
     bytes: usize,
     bytes_max: usize,
-    scopes: BTreeSet<usize>,
-    resources: BTreeSet<usize>,
+    /// Addresses, as in `resources`; never walked.
+    scopes: HashSet<usize>,
+    resources: HashSet<usize>,
 }
 
 impl Room {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes: 0, bytes_max, scopes: BTreeSet::new(), resources: BTreeSet::new() }
+        Self { bytes: 0, bytes_max, scopes: HashSet::new(), resources: HashSet::new() }
     }
 
     /// Takes the room of an attempt. False when the request is over its size with it: then it is
@@ -127,9 +128,9 @@ struct Plan<'a> {
     resources: Vec<ResourcePart<'a>>,
     scopes: Vec<ScopePart<'a>>,
     /// Address → index into `resources`; only looked up in, never walked.
-    resource_index: BTreeMap<usize, usize>,
+    resource_index: HashMap<usize, usize>,
     /// Address → index into `scopes`; only looked up in, never walked.
-    scope_index: BTreeMap<usize, usize>,
+    scope_index: HashMap<usize, usize>,
 }
 
 struct ResourcePart<'a> {
