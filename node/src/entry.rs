@@ -226,7 +226,7 @@ impl OpenRequest {
             return self.advance_unchanged();
         }
         let (placement, me) = (Arc::clone(&self.placement), self.me.clone());
-        let mut lacking = Vec::new();
+        let mut lacking = Lacking::new();
         let mut waiting = false;
         let mut copies = Copies::Replicated;
         for (number, &slot) in (0_u32..).zip(&self.slots) {
@@ -242,7 +242,9 @@ impl OpenRequest {
                 match self.standing(target, number, mark) {
                     Standing::Held => {}
                     Standing::Flying => waiting = true,
-                    Standing::Lacking(content) => lacking.push((target, mark, content, number)),
+                    Standing::Lacking(content) => {
+                        lacking.entry((target, mark, content)).or_default().push(number);
+                    }
                 }
             }
         }
@@ -336,24 +338,14 @@ impl OpenRequest {
         Some(self.placement.view().get(target)?.incarnation)
     }
 
-    /// Groups what lacks into one batch per target, mark and content.
-    fn batch(&mut self, mut lacking: Vec<(&NodeId, Mark, Content, u32)>) -> Vec<Send> {
-        lacking.sort_unstable();
-        let mut sends: Vec<Send> = Vec::new();
-        for (target, mark, content, trace) in lacking {
-            match sends.last_mut() {
-                Some(last)
-                    if last.target == *target && last.mark == mark && last.content == content =>
-                {
-                    last.traces.push(trace);
-                }
-                _ => {
-                    let batch = self.batches.len() + sends.len();
-                    let (target, traces) = (target.clone(), vec![trace]);
-                    sends.push(Send { batch, target, traces, mark, content });
-                }
-            }
-        }
+    /// One batch per target, mark and content for what lacks.
+    fn batch(&mut self, lacking: Lacking<'_>) -> Vec<Send> {
+        let sends = (self.batches.len()..).zip(lacking);
+        let sends = sends.map(|(batch, ((target, mark, content), traces))| {
+            let target = target.clone();
+            Send { batch, target, traces, mark, content }
+        });
+        let sends: Vec<Send> = sends.collect();
         for send in &sends {
             self.batches.push(Batch {
                 target: send.target.clone(),
@@ -365,6 +357,9 @@ impl OpenRequest {
         sends
     }
 }
+
+/// Traces, ascending, that a target lacks, and how they are to be sent.
+type Lacking<'a> = BTreeMap<(&'a NodeId, Mark, Content), Vec<u32>>;
 
 /// How a trace stands with one of its targets; the greater is the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

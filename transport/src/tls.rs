@@ -355,3 +355,15 @@ pub(crate) fn pem_private_key(pem: &[u8]) -> Result<Vec<u8>, String> {
     let key = key.map_err(|e| format!("it holds no private key in PEM: {e}"))?;
     Ok(key.secret_der().to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aes_with_128_bits_is_preferred_and_no_suite_is_lost() {
+        let suites = crypto().cipher_suites;
+        assert_eq!(suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(suites.len(), rustls::crypto::ring::default_provider().cipher_suites.len());
+    }
+}
