@@ -6,8 +6,8 @@
 //! Three nodes, each span with an owner and a replica. One nanosecond a span is 0.001 CPU seconds a
 //! million spans. Each step takes turns with prost, which decodes the same requests, so that both
 //! suffer from whatever else the machine does: the ratio is what can be compared with other
-//! machines. The node's code uses the node's allocator, prost the system's, for which the goals were
-//! set.
+//! machines. The node's code uses the node's allocator and prost the system's, for which the goals
+//! were set.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(unsafe_code, reason = "an allocator is unsafe by nature; the work is done elsewhere")]

@@ -56,8 +56,8 @@ pub enum Licence {
     ExporterCrashed,
     /// I2 (c): a node crashed or stood still while a view change of the slot was not settled.
     UnsettledViewChange,
-    /// I2 (d): a holder of the slot that lived was dropped from somebody's view, or left while it was
-    /// cut off.
+    /// I2 (d): a holder of the slot that lived was dropped from somebody's view, or left while it
+    /// was cut off.
     LiveNodeDropped,
     /// I2 (e): owner and replica had different views for `SETTLE_MAX`.
     SettleMaxRanOut,
