@@ -99,8 +99,9 @@ const SPANS_PER_REQUEST: usize = 512;
 const SPANS_PER_TRACE: usize = 8;
 const NODE_COUNT: usize = 3;
 const FRAME_BYTES_MAX: usize = 4 << 20;
-/// Requests whose spans are held at once: 100 MB of spans.
-const HELD_REQUEST_COUNT: usize = 400;
+/// Requests whose spans are held at once: 250 MB of spans. The allocator has some MB of pages that
+/// are not full, however much is held.
+const HELD_REQUEST_COUNT: usize = 1000;
 const PAGE_BYTES: usize = 4096;
 const REQUESTS_IN_FLIGHT: usize = 8;
 /// Understood by both ports.

@@ -47,6 +47,13 @@ pub struct Allocator;
 /// any power of two that is no larger than it.
 const NATURAL_ALIGNMENT: usize = 16;
 
+/// The largest allocation that shares a page of the allocator with others
+/// (`MI_LARGE_MAX_OBJ_SIZE`).
+const LARGE_BYTES: usize = 512 << 10;
+
+/// Larger ones come from the system, by its pages.
+const OS_PAGE_BYTES: usize = 4096;
+
 fn is_natural(align: usize, size: usize) -> bool {
     align <= NATURAL_ALIGNMENT && align <= size
 }
@@ -92,9 +99,20 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// What an allocation of so many bytes takes: there are four sizes between a power of two and the
+/// next, from 64 on (`mi_good_size`), and whole pages above half a mebibyte.
+pub fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0..=64 => bytes.next_multiple_of(NATURAL_ALIGNMENT),
+        65..=LARGE_BYTES => bytes.next_multiple_of(1 << ((bytes - 1).ilog2() - 2)),
+        _ => bytes.next_multiple_of(OS_PAGE_BYTES),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use libmimalloc_sys::mi_good_size;
 
     /// Several at once, because places that are far enough from each other come one after another.
     #[test]
@@ -126,6 +144,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "asks a C library")]
+    fn sizes_are_those_of_the_allocator() {
+        let around = |size: usize| size - 1..=size + 1;
+        let sizes = (9..10_000).chain((14..24).flat_map(|bits| around(3 << bits)));
+        for size in sizes.chain((14..26).flat_map(|bits| around(1 << bits))) {
+            // SAFETY: a function of a number.
+            assert_eq!(allocated(size), unsafe { mi_good_size(size) }, "{size}");
+        }
+        assert_eq!(allocated(0), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod asking;
 mod attempt;
+mod blocks;
 mod deciding;
 mod fingerprint;
 mod held;
@@ -35,6 +36,7 @@ use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::{Attempt, Withdrawn};
 use crate::spans::TraceId;
+use blocks::{Arrived, Spare};
 use deciding::{Calm, calm_by, doubt_ends};
 use held::Held;
 use offers::Offers;
@@ -46,7 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::{Arrived, Trace};
+use trace::Trace;
 use tracemesh_membership::{HashKey, NodeId};
 
 /// How long an owner waits, from due on, for calm.
@@ -205,7 +207,8 @@ pub struct Shard {
     scopes: Scopes,
     /// Traces to look at, by when.
     wakes: BTreeMap<u64, Vec<u32>>,
-    remembered: VecDeque<(u64, TraceId)>,
+    /// Until when, and where the trace is.
+    remembered: VecDeque<(u64, u32)>,
     attempt_number: u32,
     /// The last version that was given to a trace: one that was forgotten and comes again has none
     /// that it had before.
@@ -214,6 +217,7 @@ pub struct Shard {
     remembered_bytes: usize,
     held: Held,
     arrived: Arrived,
+    spare: Spare,
     effects: Vec<Effect>,
     tally: Tally,
 }
@@ -248,6 +252,7 @@ impl Shard {
             remembered_bytes: 0,
             held: Held::default(),
             arrived: Arrived::default(),
+            spare: Spare::default(),
             effects: Vec::new(),
             tally: Tally::default(),
         }
@@ -324,11 +329,18 @@ impl Shard {
         self.begin_review(former, now_ms);
     }
 
+    /// Something is about to happen to these traces: see [`Table::prepare`].
+    pub fn prepare(&self, traces: impl Iterator<Item = TraceId>) {
+        self.table.prepare(traces.filter_map(|id| self.table.find(id)));
+    }
+
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
         let now_ms = self.ms(now);
         while let Some(first) = self.wakes.first_entry().filter(|first| *first.key() <= now_ms) {
-            let (at, indexes) = first.remove_entry();
+            let (at, mut indexes) = first.remove_entry();
+            indexes.retain(|&index| self.table.get(index).is_some_and(|trace| trace.wake_ms == at));
+            self.table.prepare(indexes.iter().copied());
             for index in indexes {
                 self.review(index, now_ms);
                 let Some(trace) = self.table.get_mut(index) else { continue };
@@ -370,6 +382,7 @@ impl Shard {
     fn account(&mut self, index: u32, before: Before, now_ms: u64) {
         let role = self.role_of(index);
         let Some(trace) = self.table.get_mut(index) else { return };
+        trace.give_spare(&mut self.spare);
         let after = Before::of(trace);
         self.trace_bytes = self.trace_bytes + after.bytes - before.bytes;
         self.held.change(role, trace.held_since, before.held, after.held);

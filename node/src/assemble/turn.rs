@@ -19,6 +19,7 @@ use crate::spans::TraceId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -156,8 +157,10 @@ impl Turn {
     }
 
     fn on_answers(&mut self, answers: &mut mpsc::Receiver<Answered>, waiting: &mut Waiting) {
-        for _ in 0..ANSWERS_PER_TURN {
-            let Ok(answered) = answers.try_recv() else { break };
+        let next = || answers.try_recv().ok();
+        let answers: Vec<Answered> = iter::from_fn(next).take(ANSWERS_PER_TURN).collect();
+        self.shard.prepare(answers.iter().map(|answered| answered.trace_id));
+        for answered in answers {
             self.on_answered(answered, waiting);
         }
     }
@@ -177,6 +180,7 @@ impl Turn {
                 let _ = reply.send(self.shard.tell(now, trace_id));
             }
             Input::Done(done) => {
+                self.shard.prepare(done.iter().map(|&(trace_id, ..)| trace_id));
                 for (trace_id, verdict, sum) in done {
                     self.shard.on_done(now, trace_id, verdict, sum);
                 }

@@ -32,7 +32,7 @@ impl Shard {
         let now_ms = self.ms(now);
         let mut scopes = vec![None; cut.scan().scopes.len()];
         let id_and_key = |number: u32| (cut.trace_id(number), cut.trace_key(number));
-        self.table.prepare(traces.iter().copied().map(id_and_key));
+        self.table.expect(traces.iter().copied().map(id_and_key));
         for &number in traces {
             let (slot, (id, key)) = (cut.slots()[number as usize], id_and_key(number));
             let (index, new) = self.table.find_or_insert(id, key, slot);
@@ -101,7 +101,7 @@ impl Shard {
             trace.rooted |= span.root;
             self.arrived.push(|spans| cut.append_span(span, spans));
         }
-        trace.store(&mut self.arrived);
+        trace.store(&mut self.arrived, &mut self.spare);
         let fresh = trace.key_count() - known;
         if self.role_of(index) == Role::Owner {
             match part.origin {

@@ -19,7 +19,7 @@ impl Shard {
         }
         trace.remembered_until_ms = now_ms + to_ms(self.limits.remember).max(1);
         self.remembered_bytes += trace.cost_bytes();
-        self.remembered.push_back((trace.remembered_until_ms, trace.id));
+        self.remembered.push_back((trace.remembered_until_ms, index));
         while self.remembered_bytes > self.limits.remember_bytes_max {
             if !self.forget_oldest() {
                 break;
@@ -39,15 +39,18 @@ impl Shard {
     }
 
     pub(super) fn forget_expired(&mut self, now_ms: u64) {
-        while self.remembered.front().is_some_and(|&(at, _)| at <= now_ms) {
+        let is_expired = |(until_ms, _): &(u64, u32)| *until_ms <= now_ms;
+        let expired = || self.remembered.iter().copied().take_while(is_expired);
+        let traces = expired().filter_map(|(_, index)| self.table.get(index));
+        self.prepare(traces.map(|trace| trace.id));
+        while self.remembered.front().is_some_and(is_expired) {
             self.forget_oldest();
         }
     }
 
     /// Forgets the trace that has been remembered longest; `false` when there is none.
     fn forget_oldest(&mut self) -> bool {
-        while let Some((until_ms, id)) = self.remembered.pop_front() {
-            let Some(index) = self.table.find(id) else { continue };
+        while let Some((until_ms, index)) = self.remembered.pop_front() {
             if self.table.get(index).is_some_and(|trace| trace.remembered_until_ms == until_ms) {
                 self.forget(index);
                 return true;

@@ -11,6 +11,7 @@
 use super::trace::Trace;
 use crate::spans::TraceId;
 use hashbrown::HashTable;
+use std::hint::black_box;
 use tracemesh_membership::{HashKey, Slot};
 
 /// Traces of one page of the slab.
@@ -66,14 +67,24 @@ impl Table {
         self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).map(|entry| entry.index)
     }
 
-    /// Looks up many traces by id and key, and makes room for those that are not known. Look-ups
-    /// with nothing between them wait for memory together, and leave what they touched in a cache.
-    pub(crate) fn prepare(&mut self, traces: impl Iterator<Item = (TraceId, u64)>) {
+    /// Makes room for those of these traces, by id and key, that are not known, and prepares the
+    /// others.
+    pub(crate) fn expect(&mut self, traces: impl Iterator<Item = (TraceId, u64)>) {
         let is_new = |&(id, key): &(TraceId, u64)| {
-            self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).is_none()
+            let entry = self.by_id.find(table_hash(key), |entry| self.is(entry, key, id));
+            self.prepare(entry.iter().map(|entry| entry.index));
+            entry.is_none()
         };
         let new_count = traces.filter(is_new).count();
         self.by_id.reserve(new_count, Entry::hash);
+    }
+
+    /// Looks at traces to which something is about to happen. Looks with nothing between them wait
+    /// for memory together, and leave what they touched in a cache.
+    pub(crate) fn prepare(&self, indexes: impl Iterator<Item = u32>) {
+        for index in indexes {
+            black_box(self.get(index).map(Trace::cost_bytes));
+        }
     }
 
     /// The index of the trace with this id and key, and whether the trace was not known and is new

@@ -40,9 +40,8 @@ impl Shard {
     /// Since when nothing is held any more of the trace that was remembered first.
     pub fn remembered_since(&mut self) -> Option<Instant> {
         loop {
-            let &(until_ms, id) = self.remembered.front()?;
-            let trace = self.table.find(id).and_then(|index| self.table.get(index));
-            if trace.is_some_and(|trace| trace.remembered_until_ms == until_ms) {
+            let &(until_ms, index) = self.remembered.front()?;
+            if self.table.get(index).is_some_and(|trace| trace.remembered_until_ms == until_ms) {
                 let until = self.started + Duration::from_millis(until_ms);
                 return until.checked_sub(self.limits.remember);
             }

@@ -1,35 +1,34 @@
 //! One trace as a shard keeps it: the keys of its spans, and the bytes of those it still holds.
 //!
 //! The layout is what makes a held span cheap: a key is one word whose two low bits are its state,
-//! and spans that came together share one allocation, a block. The invariant: chunk `c` holds
-//! exactly the spans of the keys `c.first .. c.first + c.count`, in that order, and the chunks of a
-//! block follow each other. A block is freed when all its spans are done, and counted whole until
-//! then. Nothing here knows of owners, time or the network.
+//! and spans that came together share an allocation (`blocks`). The invariant: what is held or
+//! being sent has its bytes in a block. Nothing here knows of owners, time or the network.
 
 use super::attempt::Trying;
+use super::blocks::{Arrived, Blocks, Spare, Stored};
 use super::vanished::Vanished;
+use crate::allocator::allocated;
 use crate::frame::Verdict;
-use crate::spans::{Chunk, Scope, SpanBytes, TraceId};
+use crate::spans::{Chunk, TraceId};
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 use std::mem::size_of;
-use std::sync::Arc;
 use tracemesh_membership::Slot;
 
 /// Up to here a trace finds a key by walking through all; above, through an index, so that a giant
 /// trace does not cost the square of its size.
 const WALKED_KEYS_MAX: usize = 64;
 
+/// So many keys are kept in the trace itself: those of a usual one.
+const KEYS_INSIDE: usize = 8;
+
 /// A trace with more keys forgets the oldest of those that are done, down to half of this: all that
 /// is known of a trace fits into a frame, and a trace id that is used for days costs no more memory
 /// with each of them.
 pub(super) const KEYS_MAX: usize = 256 << 10;
 
-/// What an `Arc<[u8]>` costs besides its bytes and its pointer: two counters, and the allocator's
-/// word and rounding.
-const BLOCK_ALLOCATION_BYTES: usize = 16 + 16;
-
 /// An entry in the shard's hash table, and one in each of its two queues.
-const QUEUE_BYTES: usize = 8 + 16 + 24;
+const QUEUE_BYTES: usize = 8 + 16 + 16;
 
 const STATE_BITS: u64 = 0b11;
 
@@ -79,51 +78,6 @@ impl SpanState {
     }
 }
 
-/// Spans of one trace that came in one frame, until they are stored.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Arrived {
-    spans: Vec<u8>,
-    runs: Vec<Run>,
-}
-
-/// Consecutive spans of one scope, up to where their bytes end.
-#[derive(Clone, Debug)]
-struct Run {
-    scope: Arc<Scope>,
-    count: u32,
-    end: u32,
-}
-
-impl Arrived {
-    /// The spans that follow are of this scope.
-    pub(crate) fn begin(&mut self, scope: Arc<Scope>) {
-        self.runs.push(Run { scope, count: 0, end: 0 });
-    }
-
-    /// Adds the span that `append` appends.
-    pub(crate) fn push(&mut self, append: impl FnOnce(&mut Vec<u8>)) {
-        append(&mut self.spans);
-        if let Some(run) = self.runs.last_mut() {
-            run.count += 1;
-            run.end = u32::try_from(self.spans.len()).unwrap_or(u32::MAX);
-        }
-    }
-}
-
-/// Spans of one scope that came in one frame.
-#[derive(Clone, Debug)]
-struct Stored {
-    chunk: Chunk,
-    first: u32,
-    count: u32,
-}
-
-impl Stored {
-    fn range(&self) -> std::ops::Range<usize> {
-        self.first as usize..(self.first + self.count) as usize
-    }
-}
-
 /// One trace, held or remembered.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
@@ -156,13 +110,12 @@ pub(crate) struct Trace {
     pub(crate) remembered_until_ms: u64,
     /// The export attempt that is not over, if any.
     pub(crate) trying: Option<Box<Trying>>,
-    words: Vec<u64>,
+    words: SmallVec<[u64; KEYS_INSIDE]>,
     /// The wrapping sum of keys that were forgotten.
     forgotten: u64,
-    stored: Vec<Stored>,
-    blocks: u32,
+    /// None when nothing is held: most traces are only remembered.
+    blocks: Option<Box<Blocks>>,
     index: Option<Box<HashTable<u32>>>,
-    bytes: usize,
 }
 
 impl Trace {
@@ -184,29 +137,26 @@ impl Trace {
             wake_ms: u64::MAX,
             remembered_until_ms: 0,
             trying: None,
-            words: Vec::new(),
+            words: SmallVec::new(),
             forgotten: 0,
-            stored: Vec::new(),
-            blocks: 0,
+            blocks: None,
             index: None,
-            bytes: 0,
         }
     }
 
     /// Bytes of spans that are held here, those of done spans included whose block is not yet free.
     pub(crate) fn span_bytes(&self) -> usize {
-        self.bytes
+        self.blocks.as_ref().map_or(0, |blocks| blocks.span_bytes())
     }
 
     /// All that this trace takes, for the memory budget.
     pub(crate) fn cost_bytes(&self) -> usize {
+        let words = if self.words.spilled() { self.words.capacity() } else { 0 };
         size_of::<Self>()
             + QUEUE_BYTES
-            + self.words.capacity() * size_of::<u64>()
-            + self.stored.capacity() * size_of::<Stored>()
-            + self.blocks as usize * BLOCK_ALLOCATION_BYTES
+            + allocated(words * size_of::<u64>())
+            + self.blocks.as_ref().map_or(0, |blocks| blocks.cost_bytes())
             + self.index.as_ref().map_or(0, |index| index.capacity() * 5)
-            + self.bytes
     }
 
     pub(crate) fn is_remembered(&self) -> bool {
@@ -243,25 +193,12 @@ impl Trace {
     }
 
     /// Adds the bytes of the last keys pushed, and empties `arrived`.
-    pub(crate) fn store(&mut self, arrived: &mut Arrived) {
-        let Arrived { spans, runs } = arrived;
-        if runs.is_empty() {
+    pub(super) fn store(&mut self, arrived: &mut Arrived, spare: &mut Spare) {
+        if arrived.is_empty() {
             return;
         }
-        let count: u32 = runs.iter().map(|run| run.count).sum();
-        let mut first = u32::try_from(self.words.len()).unwrap_or(u32::MAX) - count;
-        let block: Arc<[u8]> = Arc::from(spans.as_slice());
-        let mut start = 0;
-        self.stored.reserve(runs.len());
-        for Run { scope, count, end } in runs.drain(..) {
-            let chunk = Chunk { scope, spans: SpanBytes::part(&block, start..end) };
-            self.stored.push(Stored { chunk, first, count });
-            first += count;
-            start = end;
-        }
-        self.blocks += 1;
-        self.bytes += block.len();
-        spans.clear();
+        let blocks = self.blocks.get_or_insert_with(|| spare.take());
+        blocks.store(arrived, u32::try_from(self.words.len()).unwrap_or(u32::MAX));
     }
 
     /// Marks one known span as done; whether that changed anything.
@@ -290,31 +227,25 @@ impl Trace {
 
     /// Frees the blocks of which every span is done, and what the vectors do not need any more.
     pub(crate) fn free_done(&mut self) {
+        let words = &mut self.words;
+        let is_done = |word: &u64| SpanState::of(*word) == SpanState::Done;
         if self.held_count == 0 {
-            self.bytes = 0;
-            self.blocks = 0;
-            self.stored = Vec::new();
-            self.words.shrink_to_fit();
-            return;
+            self.blocks.iter_mut().for_each(|blocks| blocks.clear());
+            words.shrink_to_fit();
+        } else if let Some(blocks) = &mut self.blocks
+            && words.iter().any(is_done)
+        {
+            blocks.free(|keys| words[keys].iter().all(is_done));
         }
-        if !self.has_done() {
-            return;
+    }
+
+    /// Gives the lists of blocks away when nothing is held.
+    pub(super) fn give_spare(&mut self, spare: &mut Spare) {
+        if self.held_count == 0
+            && let Some(blocks) = self.blocks.take()
+        {
+            spare.put(blocks);
         }
-        let words = &self.words;
-        let is_done = |stored: &Stored| {
-            words[stored.range()].iter().all(|&word| SpanState::of(word) == SpanState::Done)
-        };
-        let mut kept = Vec::with_capacity(self.stored.len());
-        for block in self.stored.chunk_by(|a, b| a.chunk.spans.shares(&b.chunk.spans)) {
-            let done = block.iter().all(is_done);
-            kept.extend(std::iter::repeat_n(!done, block.len()));
-            if done {
-                self.bytes -= block.iter().map(|stored| stored.chunk.spans.len()).sum::<usize>();
-                self.blocks -= 1;
-            }
-        }
-        let mut kept = kept.into_iter();
-        self.stored.retain(|_| kept.next().unwrap_or(true));
     }
 
     /// Forgets the oldest keys of spans that are done when there are more than [`KEYS_MAX`];
@@ -322,13 +253,16 @@ impl Trace {
     /// in the sums, so holders that saw the same of a trace still agree.
     pub(crate) fn forget_oldest_keys(&mut self) -> bool {
         // All before the first block: what is held has its bytes in one.
-        let done = self.stored.first().map_or(self.words.len(), |stored| stored.first as usize);
+        let first = self.blocks.as_ref().and_then(|blocks| blocks.first());
+        let done = first.unwrap_or(self.words.len());
         let count = done.min(self.words.len().saturating_sub(KEYS_MAX / 2));
         if self.words.len() <= KEYS_MAX || count == 0 {
             return false;
         }
         self.forgotten = sum(self.forgotten, self.words.drain(..count));
-        self.stored.iter_mut().for_each(|stored| stored.first -= count as u32);
+        if let Some(blocks) = &mut self.blocks {
+            blocks.shift(count as u32);
+        }
         self.build_index();
         true
     }
@@ -362,22 +296,21 @@ impl Trace {
     /// Turns held spans to sending, chunk by chunk until one of the bounds is reached, and returns
     /// them with their number.
     pub(crate) fn begin_sending(&mut self, spans_max: u32, bytes_max: usize) -> (Vec<Chunk>, u32) {
+        let Self { words, blocks: Some(blocks), .. } = self else { return (Vec::new(), 0) };
         let (mut span_count, mut bytes) = (0, 0);
-        let mut chunks = Vec::with_capacity(self.stored.len());
-        for at in 0..self.stored.len() {
+        let mut chunks = Vec::with_capacity(blocks.run_count());
+        for stored in blocks.stored() {
             if span_count >= spans_max || bytes >= bytes_max {
                 break;
             }
             let is_held = |_, state| state == SpanState::Held;
-            let Some((chunk, count)) = self.chunk(at, &is_held) else { continue };
+            let words = &mut words[stored.keys.clone()];
+            let Some((chunk, count)) = chunk(&stored, words, is_held) else { continue };
             span_count += count;
             bytes += chunk.spans.len();
             chunks.push(chunk);
-            let range = self.stored[at].range();
-            for word in &mut self.words[range] {
-                if SpanState::of(*word) == SpanState::Held {
-                    *word = *word & !STATE_BITS | SpanState::Sending.bits();
-                }
+            for word in words.iter_mut().filter(|word| SpanState::of(**word) == SpanState::Held) {
+                *word = *word & !STATE_BITS | SpanState::Sending.bits();
             }
         }
         (chunks, span_count)
@@ -387,36 +320,13 @@ impl Trace {
     /// and how many they are.
     pub(crate) fn chunks(&self, wanted: impl Fn(SpanKey, SpanState) -> bool) -> (Vec<Chunk>, u32) {
         let mut span_count = 0;
-        let chunk = |at| {
-            let (chunk, count) = self.chunk(at, &wanted)?;
+        let chunk = |stored: Stored<'_>| {
+            let (chunk, count) = chunk(&stored, &self.words[stored.keys.clone()], &wanted)?;
             span_count += count;
             Some(chunk)
         };
-        let chunks = (0..self.stored.len()).filter_map(chunk).collect();
-        (chunks, span_count)
-    }
-
-    /// The wanted spans of one chunk, and how many they are; none when none is wanted.
-    fn chunk(
-        &self,
-        at: usize,
-        wanted: &impl Fn(SpanKey, SpanState) -> bool,
-    ) -> Option<(Chunk, u32)> {
-        let stored = &self.stored[at];
-        let words = &self.words[stored.range()];
-        let is_wanted = |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
-        let count = words.iter().filter(|word| is_wanted(word)).count() as u32;
-        if count == stored.count {
-            return Some((stored.chunk.clone(), count));
-        }
-        let mut spans = Vec::new();
-        for (span, word) in stored.chunk.framed_spans().zip(words) {
-            if is_wanted(word) {
-                spans.extend_from_slice(span);
-            }
-        }
-        let chunk = Chunk { scope: stored.chunk.scope.clone(), spans: spans.into() };
-        (count > 0).then_some((chunk, count))
+        let stored = self.blocks.iter().flat_map(|blocks| blocks.stored());
+        (stored.filter_map(chunk).collect(), span_count)
     }
 
     fn position(&self, key: SpanKey) -> Option<usize> {
@@ -439,6 +349,29 @@ impl Trace {
     }
 }
 
+/// The wanted spans of one run, whose keys are these, and how many they are; none when none is
+/// wanted.
+fn chunk(
+    stored: &Stored<'_>,
+    words: &[u64],
+    wanted: impl Fn(SpanKey, SpanState) -> bool,
+) -> Option<(Chunk, u32)> {
+    let is_wanted = |word: &u64| wanted(SpanKey(word & !STATE_BITS), SpanState::of(*word));
+    let count = words.iter().filter(|word| is_wanted(word)).count();
+    if count == 0 {
+        return None;
+    }
+    let mut chunk = stored.chunk();
+    if count < words.len() {
+        let mut spans = Vec::new();
+        for (span, _) in chunk.framed_spans().zip(words).filter(|(_, word)| is_wanted(word)) {
+            spans.extend_from_slice(span);
+        }
+        chunk.spans = spans.into();
+    }
+    Some((chunk, count as u32))
+}
+
 /// The wrapping sum of keys, whatever their states, from one on.
 fn sum(from: u64, words: impl Iterator<Item = u64>) -> u64 {
     words.fold(from, |sum, word| sum.wrapping_add(word & !STATE_BITS))
@@ -447,7 +380,8 @@ fn sum(from: u64, words: impl Iterator<Item = u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spans::Resource;
+    use crate::spans::{Resource, Scope};
+    use std::sync::Arc;
 
     fn trace_of(keys: std::ops::Range<u64>) -> Trace {
         let mut trace = Trace::new(TraceId([1; 16]), Slot(0), 0);
@@ -466,7 +400,7 @@ mod tests {
                 arrived.push(|spans| spans.extend([0x12, 1, key as u8]));
             }
         }
-        trace.store(&mut arrived);
+        trace.store(&mut arrived, &mut Spare::default());
     }
 
     #[test]
@@ -496,9 +430,9 @@ mod tests {
         };
         assert_eq!(spans(&trace)[1..], [vec![0x12, 1, 3], vec![0x12, 1, 4, 0x12, 1, 5]]);
         finish(&mut trace, 4..6);
-        assert_eq!((trace.span_bytes(), trace.blocks, spans(&trace).len()), (15, 2, 3));
+        assert_eq!((trace.span_bytes(), spans(&trace).len()), (15, 3));
         finish(&mut trace, 3..4);
-        assert_eq!((trace.span_bytes(), trace.blocks), (6, 1));
+        assert_eq!(trace.span_bytes(), 6);
         assert_eq!(spans(&trace), [[0x12, 1, 1, 0x12, 1, 2]]);
     }
 
