@@ -40,7 +40,7 @@ pub struct Settings {
     pub limits: Limits,
     /// What this node takes of hand-over a second, from all others together.
     pub hand_over_bytes_per_second: u64,
-    /// Number of shards; as many as cores are useful.
+    /// Number of shards; see [`Environment`](crate::environment::Environment::shard_count).
     pub shard_count: usize,
     /// The secret of placement and span keys.
     pub hash_key: HashKey,

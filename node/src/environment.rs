@@ -50,7 +50,8 @@ pub struct Environment {
     pub open_starts: Box<OpenStarts>,
     /// The spool in the data directory at this path.
     pub open_spool: Box<OpenSpool>,
-    /// Shards to spread traces over.
+    /// Shards to spread traces over. They are a third of a node's work, and every one is woken for
+    /// each frame: one for two cores is enough.
     pub shard_count: usize,
 }
 
@@ -68,7 +69,7 @@ impl Environment {
             }),
             open_starts: Box::new(|directory| Arc::new(StartsFile::new(directory.join("starts")))),
             open_spool: Box::new(|directory| Arc::new(SpoolFile::new(directory.join("spool")))),
-            shard_count: std::thread::available_parallelism().map_or(1, usize::from),
+            shard_count: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2),
         }
     }
 }
