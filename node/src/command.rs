@@ -21,12 +21,17 @@ mod testing;
 pub use load::load_requests;
 
 use crate::config::{self, ConfigErrors, Flags, Surroundings};
+use crate::environment;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use tokio::runtime::Builder;
+
+/// The variable of the environment by which tokio goes when nobody tells it how many threads serve.
+const THREADS: &str = "TOKIO_WORKER_THREADS";
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +141,11 @@ impl Command {
         let exit = match self {
             Self::Run(flags) => {
                 let config = config::load(&flags, surroundings)?;
-                block_on(run::run(config))
+                let mut runtime = Builder::new_multi_thread();
+                if !surroundings.variables.contains_key(THREADS) {
+                    runtime.worker_threads(environment::serving_threads());
+                }
+                block_on_with(&mut runtime, run::run(config))
             }
             Self::Load(arguments) => return block_on(load::load(arguments)),
             Self::CheckConfig(arguments) => check_config::run(&arguments, surroundings, output),
@@ -154,7 +163,14 @@ impl Command {
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    block_on_with(&mut Builder::new_multi_thread(), future)
+}
+
+fn block_on_with<T>(
+    runtime: &mut Builder,
+    future: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let runtime = runtime.enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(future)
 }
 

@@ -51,7 +51,7 @@ pub struct Environment {
     /// The spool in the data directory at this path.
     pub open_spool: Box<OpenSpool>,
     /// Shards to spread traces over. They are a third of a node's work, and every one is woken for
-    /// each frame: one for two cores is enough.
+    /// each frame.
     pub shard_count: usize,
 }
 
@@ -69,9 +69,15 @@ impl Environment {
             }),
             open_starts: Box::new(|directory| Arc::new(StartsFile::new(directory.join("starts")))),
             open_spool: Box::new(|directory| Arc::new(SpoolFile::new(directory.join("spool")))),
-            shard_count: std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2),
+            shard_count: serving_threads(),
         }
     }
+}
+
+/// Threads that serve, and shards: one for two cores. A span that is passed on from thread to thread
+/// costs a tenth more, and what would hold up others is done aside, where the other cores are.
+pub fn serving_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
 }
 
 /// Random bytes of the machine, for keys and seeds.
