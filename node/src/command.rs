@@ -27,10 +27,11 @@ use clap::{Parser, Subcommand};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use tokio::runtime::Builder;
 
-/// The variable of the environment by which tokio goes when nobody tells it how many threads serve.
+/// The variable of the environment that says how many threads serve; its name is tokio's.
 const THREADS: &str = "TOKIO_WORKER_THREADS";
 
 /// How the process ends.
@@ -141,11 +142,8 @@ impl Command {
         let exit = match self {
             Self::Run(flags) => {
                 let config = config::load(&flags, surroundings)?;
-                let mut runtime = Builder::new_multi_thread();
-                if !surroundings.variables.contains_key(THREADS) {
-                    runtime.worker_threads(environment::serving_threads());
-                }
-                block_on_with(&mut runtime, run::run(config))
+                let threads = serving_threads(surroundings)?;
+                block_on_with(Builder::new_multi_thread().worker_threads(threads), run::run(config))
             }
             Self::Load(arguments) => return block_on(load::load(arguments)),
             Self::CheckConfig(arguments) => check_config::run(&arguments, surroundings, output),
@@ -174,6 +172,15 @@ fn block_on_with<T>(
     runtime.context("cannot start the runtime")?.block_on(future)
 }
 
+/// How many threads a node serves with.
+fn serving_threads(surroundings: &Surroundings) -> Result<usize, Misuse> {
+    let Some(text) = surroundings.variables.get(THREADS) else {
+        return Ok(environment::serving_threads());
+    };
+    let threads = text.parse().map(NonZeroUsize::get);
+    threads.map_err(|_| Misuse(format!("{THREADS} is {text:?}: expected a number, 1 or more")))
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -187,6 +194,22 @@ mod tests {
 
     fn parsed(line: &str) -> Result<CommandLine, clap::Error> {
         CommandLine::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn environment_says_how_many_threads_serve() {
+        let threads = |text: &str| {
+            let variables = BTreeMap::from([(THREADS.to_owned(), text.to_owned())]);
+            serving_threads(&Surroundings { variables, ..Surroundings::default() })
+        };
+        assert_eq!(threads("3").unwrap(), 3);
+        for wrong in ["0", "", "two", "-1"] {
+            let error = threads(wrong).unwrap_err().to_string();
+            assert!(error.contains(THREADS) && error.contains(wrong), "{error}");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let usual = serving_threads(&Surroundings::default()).unwrap();
+        assert!((1..=cores).contains(&usual) && usual * 2 >= cores);
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl Environment {
     }
 }
 
-/// Threads that serve, and shards: one for two cores. A span that is passed on from thread to thread
-/// costs a tenth more, and what would hold up others is done aside, where the other cores are.
+/// Threads that serve, and shards: one for two cores. What is passed on from thread to thread costs
+/// a tenth more; and what would hold up others is done aside, for which the other cores are.
 pub fn serving_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
 }

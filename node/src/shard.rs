@@ -48,7 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::Trace;
+use trace::{Before, Trace};
 use tracemesh_membership::{HashKey, NodeId};
 
 /// How long an owner waits, from due on, for calm.
@@ -471,26 +471,6 @@ impl Shard {
             self.decide(index, now_ms, Calm::RanOut);
         } else {
             self.wake_at(index, now_ms + to_ms(CALM_AGAIN));
-        }
-    }
-}
-
-/// What the sums of a shard count of one trace.
-#[derive(Clone, Copy, Default)]
-struct Before {
-    bytes: usize,
-    keys: usize,
-    held: u32,
-    verdict: Verdict,
-}
-
-impl Before {
-    fn of(trace: &Trace) -> Self {
-        Self {
-            bytes: trace.cost_bytes(),
-            keys: trace.key_count(),
-            held: trace.held_count,
-            verdict: trace.verdict,
         }
     }
 }

@@ -349,6 +349,26 @@ impl Trace {
     }
 }
 
+/// What the sums of a shard count of one trace.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Before {
+    pub(super) bytes: usize,
+    pub(super) keys: usize,
+    pub(super) held: u32,
+    pub(super) verdict: Verdict,
+}
+
+impl Before {
+    pub(super) fn of(trace: &Trace) -> Self {
+        Self {
+            bytes: trace.cost_bytes(),
+            keys: trace.key_count(),
+            held: trace.held_count,
+            verdict: trace.verdict,
+        }
+    }
+}
+
 /// The wanted spans of one run, whose keys are these, and how many they are; none when none is
 /// wanted.
 fn chunk(
