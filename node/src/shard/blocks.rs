@@ -16,8 +16,8 @@ const COUNTER_BYTES: usize = 16;
 
 /// Lists of blocks that a shard keeps for other traces, some hundred bytes each.
 const SPARE_MAX: usize = 1024;
-/// Those that are longer are not kept.
-const SPARE_RUNS_MAX: usize = 32;
+/// Those with room for more blocks or runs than this are not kept.
+const SPARE_ROOM_MAX: usize = 32;
 
 /// A second block takes time as well as memory; it is made where it saves more than this.
 const SECOND_BLOCK_BYTES: usize = size_of::<Block>() + 64;
@@ -227,7 +227,8 @@ impl Spare {
 
     /// Keeps an empty one, if it is of use for others.
     pub(super) fn put(&mut self, blocks: Box<Blocks>) {
-        if blocks.runs.capacity() <= SPARE_RUNS_MAX && self.0.len() < SPARE_MAX {
+        let room = blocks.runs.capacity().max(blocks.blocks.capacity());
+        if room <= SPARE_ROOM_MAX && self.0.len() < SPARE_MAX {
             self.0.push(blocks);
         }
     }
@@ -307,6 +308,20 @@ mod tests {
             prop_assert_eq!(blocks.allocated, allocated(&blocks));
             prop_assert_eq!(blocks.runs.len(), blocks.stored().count());
         }
+    }
+
+    #[test]
+    fn lists_of_a_giant_trace_are_not_kept_for_others() {
+        let (mut spare, mut end) = (Spare::default(), 0);
+        let mut blocks = Box::<Blocks>::default();
+        (0..1000).for_each(|_| store(&mut blocks, &mut end, &[vec![1]]));
+        // Few runs are left, and their list is a short one; that of blocks has room for all.
+        blocks.free(|keys| keys.end < 999);
+        blocks.clear();
+        spare.put(blocks);
+        assert_eq!(spare.0.len(), 0);
+        (0..2 * SPARE_MAX).for_each(|_| spare.put(Box::default()));
+        assert_eq!(spare.0.len(), SPARE_MAX);
     }
 
     #[test]

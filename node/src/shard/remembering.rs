@@ -40,8 +40,8 @@ impl Shard {
 
     pub(super) fn forget_expired(&mut self, now_ms: u64) {
         let is_expired = |(until_ms, _): &(u64, u32)| *until_ms <= now_ms;
-        let expired = || self.remembered.iter().copied().take_while(is_expired);
-        let traces = expired().filter_map(|(_, index)| self.table.get(index));
+        let expired = self.remembered.iter().copied().take_while(is_expired);
+        let traces = expired.filter_map(|(_, index)| self.table.get(index));
         self.prepare(traces.map(|trace| trace.id));
         while self.remembered.front().is_some_and(is_expired) {
             self.forget_oldest();
