@@ -134,7 +134,10 @@ fn main() {
         requests.iter().map(|request| scanned(request).spans.len()).sum()
     });
     step("scan of a peer's frame", &mut || {
-        requests.iter().map(|frame| scan_trusted(frame).map_or(0, |scan| scan.spans.len())).sum()
+        let scanned = |(frame, scan): (&Vec<u8>, &Scan)| {
+            scan_trusted(frame, scan.ids_end).map_or(0, |scan| scan.spans.len())
+        };
+        requests.iter().zip(&scans).map(scanned).sum()
     });
     step("split: targets and batches for 3 nodes", &mut || {
         requests.iter().zip(&scans).map(|(request, scan)| batches(request, scan)).sum()
@@ -331,7 +334,7 @@ fn hold(frames: &[Bytes]) -> Holding {
     let before = resident_bytes();
     for frame in frames {
         let start = cpu_seconds();
-        let scan = scan_trusted(frame).expect("the generator makes valid requests");
+        let scan = scan_trusted(frame, 0).expect("the generator makes valid requests");
         let cut = Cut::new(frame.clone(), scan, &key);
         let traces: Vec<u32> = (0..cut.slots().len() as u32).collect();
         shard.on_hold(now, &cut, &traces, part);

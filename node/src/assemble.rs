@@ -268,7 +268,7 @@ impl Shards {
             return Ok(HoldReply { sender, full: true, ..HoldReply::default() });
         }
         let _counted = self.memory.in_flight(hold.request.len());
-        let scan = scan_trusted(&hold.request)?;
+        let scan = scan_trusted(&hold.request, hold.ids_end)?;
         if has_bytes && origin == Origin::Placing {
             let direction = DirectionLabels { direction: Direction::Received };
             let (spans, bytes) = (scan.spans.len() as u64, hold.request.len() as u64);

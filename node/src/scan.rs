@@ -33,6 +33,11 @@ const CHILDREN: u32 = 2;
 /// of a request that is cut, so without a bound a few large ones would multiply many small spans.
 pub const HEADER_SHARE: usize = 4;
 
+/// About what a span takes, and what one request has of a trace: there is room for so many of them
+/// from the start.
+const SPAN_BYTES: usize = 512;
+const TRACE_BYTES: usize = 4 * SPAN_BYTES;
+
 /// A request that cannot be scanned; nothing of it was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
@@ -60,6 +65,8 @@ pub struct Scan {
     pub spans: Vec<ScannedSpan>,
     /// Spans left out: a trace id or span id of the wrong length, or all zero.
     pub refused_span_count: u32,
+    /// The ids and kind of each span, refused ones too, are in so many of its first bytes.
+    pub ids_end: u32,
     /// Ranges of the request, to which [`Header`]s point.
     header_ranges: Vec<(u32, u32)>,
 }
@@ -135,13 +142,15 @@ impl ScannedSpan {
 
 /// Scans a request from a client and validates all of it.
 pub fn scan(request: &[u8]) -> Result<Scan, ScanError> {
-    Walk::<Validated>::new(request)?.request()
+    Walk::new(request, Validated)?.request()
 }
 
-/// Scans a frame that a peer cut from a request that it had validated. The same scan as [`scan`]'s
-/// if the frame is valid; if not, an error, or a scan with spans that another decoder would refuse.
-pub fn scan_trusted(frame: &[u8]) -> Result<Scan, ScanError> {
-    Walk::<Trusted>::new(frame)?.request()
+/// Scans a frame that a peer cut from a request that it had validated, with what it says of
+/// [`Scan::ids_end`], or 0 when it does not. The same scan as [`scan`]'s if the frame is valid; if
+/// not, an error, or a scan with spans that another decoder would refuse.
+pub fn scan_trusted(frame: &[u8], ids_end: u32) -> Result<Scan, ScanError> {
+    let ids_end = if ids_end == 0 { usize::MAX } else { ids_end as usize };
+    Walk::new(frame, Trusted { ids_end })?.request()
 }
 
 impl Scan {
@@ -185,6 +194,7 @@ impl Scan {
         }
         let mut rest = Self {
             refused_span_count: self.refused_span_count,
+            ids_end: self.ids_end,
             header_ranges: std::mem::take(&mut self.header_ranges),
             ..Self::default()
         };
@@ -229,7 +239,7 @@ impl ScannedTrace {
 /// How deep a scan looks.
 trait Depth {
     /// The ids of the span at `range`, and whatever is checked with them.
-    fn span(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Malformed>;
+    fn span<'a>(&self, request: &'a [u8], range: Range<usize>) -> Result<SpanIds<'a>, Malformed>;
     /// A field of `message`, which lies inside `depth` messages, that is not one of its children.
     fn header_field(
         message: &'static Message,
@@ -244,12 +254,12 @@ struct Validated;
 
 impl Depth for Validated {
     #[inline]
-    fn span(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Malformed> {
+    fn span<'a>(&self, request: &'a [u8], range: Range<usize>) -> Result<SpanIds<'a>, Malformed> {
         match span::usual(&request[range.clone()]) {
             Some(ids) => Ok(ids),
             None => {
                 schema::SPAN.check(request, range.clone(), span::DEPTH)?;
-                span::ids(request, range)
+                span::ids(request, range, usize::MAX)
             }
         }
     }
@@ -265,12 +275,14 @@ impl Depth for Validated {
 }
 
 /// Bounds and ids only.
-struct Trusted;
+struct Trusted {
+    ids_end: usize,
+}
 
 impl Depth for Trusted {
     #[inline]
-    fn span(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Malformed> {
-        span::ids(request, range)
+    fn span<'a>(&self, request: &'a [u8], range: Range<usize>) -> Result<SpanIds<'a>, Malformed> {
+        span::ids(request, range, self.ids_end)
     }
 
     fn header_field(_: &'static Message, _: &[u8], _: &Field<'_>, _: u32) -> Result<(), Malformed> {
@@ -286,20 +298,24 @@ struct Walk<'a, D> {
     /// random; the order of the table is never looked at.
     trace_index: HashTable<u32>,
     hasher: DefaultHashBuilder,
-    depth: std::marker::PhantomData<D>,
+    depth: D,
 }
 
 impl<'a, D: Depth> Walk<'a, D> {
-    fn new(request: &'a [u8]) -> Result<Self, ScanError> {
+    fn new(request: &'a [u8], depth: D) -> Result<Self, ScanError> {
         if u32::try_from(request.len()).is_err() {
             return Err(ScanError::TooLong { bytes: request.len() });
         }
         Ok(Self {
             request,
-            scan: Scan::default(),
-            trace_index: HashTable::new(),
+            scan: Scan {
+                spans: Vec::with_capacity(request.len() / SPAN_BYTES),
+                traces: Vec::with_capacity(request.len() / TRACE_BYTES),
+                ..Scan::default()
+            },
+            trace_index: HashTable::with_capacity(request.len() / TRACE_BYTES),
             hasher: DefaultHashBuilder::default(),
-            depth: std::marker::PhantomData,
+            depth,
         })
     }
 
@@ -371,7 +387,10 @@ impl<'a, D: Depth> Walk<'a, D> {
     /// The span belongs to the scope that will be pushed next.
     #[inline]
     fn span(&mut self, field: &Field<'_>) -> Result<(), Malformed> {
-        let ids = D::span(self.request, message_range(field, &schema::SPAN)?)?;
+        let range = message_range(field, &schema::SPAN)?;
+        let span_bytes = range.len();
+        let ids = self.depth.span(self.request, range)?;
+        self.scan.ids_end = self.scan.ids_end.max((span_bytes - ids.after.len()) as u32);
         let (Some(trace_id), Some(span_id)) = (nonzero(ids.trace_id), nonzero(ids.span_id)) else {
             self.scan.refused_span_count += 1;
             return Ok(());

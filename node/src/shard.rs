@@ -48,7 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::{Before, Trace};
+use trace::{Before, LookedAt, Trace};
 use tracemesh_membership::{HashKey, NodeId};
 
 /// How long an owner waits, from due on, for calm.
@@ -329,9 +329,16 @@ impl Shard {
         self.begin_review(former, now_ms);
     }
 
-    /// Something is about to happen to these traces: see [`Table::prepare`].
+    /// Something is about to happen to these traces: see [`Table::look`].
     pub fn prepare(&self, traces: impl Iterator<Item = TraceId>) {
-        self.table.prepare(traces.filter_map(|id| self.table.find(id)));
+        let keys = traces.map(|id| self.hash_key.trace_key(&id.0));
+        self.look(&self.table.likely(keys));
+    }
+
+    fn look(&self, indexes: &[u32]) {
+        self.table.look(indexes, LookedAt::Spans);
+        let traces = indexes.iter().filter_map(|&index| self.table.get(index));
+        self.outlook.look(traces.map(|trace| trace.slot));
     }
 
     /// Does what is due.
@@ -340,7 +347,7 @@ impl Shard {
         while let Some(first) = self.wakes.first_entry().filter(|first| *first.key() <= now_ms) {
             let (at, mut indexes) = first.remove_entry();
             indexes.retain(|&index| self.table.get(index).is_some_and(|trace| trace.wake_ms == at));
-            self.table.prepare(indexes.iter().copied());
+            self.look(&indexes);
             for index in indexes {
                 self.review(index, now_ms);
                 let Some(trace) = self.table.get_mut(index) else { continue };

@@ -51,7 +51,9 @@ impl Batching<'_> {
                 self.names(cut, &send.traces).into_iter().map(hold).collect()
             } else {
                 let parts = parts.next().unwrap_or_default().into_iter();
-                let hold = |part: Part| Hold { request: part.request, ..self.hold(send.mark) };
+                let ids_end = cut.scan().ids_end;
+                let hold =
+                    |part: Part| Hold { request: part.request, ids_end, ..self.hold(send.mark) };
                 parts.map(hold).collect()
             }
         };

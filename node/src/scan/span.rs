@@ -20,13 +20,24 @@ pub(super) struct SpanIds<'a> {
     pub(super) span_id: &'a [u8],
     pub(super) parent_span_id: &'a [u8],
     pub(super) kind: u64,
+    /// What comes after the last of these fields.
+    pub(super) after: &'a [u8],
 }
 
-/// Walks the span's own fields; what is inside other fields than ids is not looked at.
-pub(super) fn ids(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Malformed> {
-    let mut ids = SpanIds::default();
+/// Walks the span's own fields that begin in its first `ids_end` bytes; what is inside other fields
+/// than ids is not looked at.
+pub(super) fn ids(
+    request: &[u8],
+    range: Range<usize>,
+    ids_end: usize,
+) -> Result<SpanIds<'_>, Malformed> {
+    let mut ids = SpanIds { after: &request[range.clone()], ..SpanIds::default() };
+    let (ids_end, end) = (range.start.saturating_add(ids_end), range.end);
     for field in Reader::within(request, range) {
         let field = field.map_err(|error| error.inside(&schema::SPAN))?;
+        if field.start >= ids_end {
+            break;
+        }
         match (field.number, field.value) {
             (1, Value::Bytes(id)) => ids.trace_id = id,
             (2, Value::Bytes(id)) => ids.span_id = id,
@@ -36,8 +47,9 @@ pub(super) fn ids(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Ma
                 let wrong = WireError { problem: Problem::WireType, at: field.start };
                 return Err(wrong.inside(&schema::SPAN));
             }
-            _ => {}
+            _ => continue,
         }
+        ids.after = &request[field.end..end];
     }
     Ok(ids)
 }
@@ -45,17 +57,26 @@ pub(super) fn ids(request: &[u8], range: Range<usize>) -> Result<SpanIds<'_>, Ma
 /// A whole span, if it is valid and nothing about it is unusual.
 #[inline]
 pub(super) fn usual(mut span: &[u8]) -> Option<SpanIds<'_>> {
-    let mut ids = SpanIds::default();
+    let mut ids = SpanIds { after: span, ..SpanIds::default() };
     while let Some((&tag, rest)) = span.split_first() {
         span = match tag {
-            0x0a => bytes_into(rest, &mut ids.trace_id)?,
-            0x12 => bytes_into(rest, &mut ids.span_id)?,
-            0x22 => bytes_into(rest, &mut ids.parent_span_id)?,
+            0x0a => {
+                (ids.trace_id, ids.after) = bytes(rest)?;
+                ids.after
+            }
+            0x12 => {
+                (ids.span_id, ids.after) = bytes(rest)?;
+                ids.after
+            }
+            0x22 => {
+                (ids.parent_span_id, ids.after) = bytes(rest)?;
+                ids.after
+            }
             0x1a | 0x2a => text(rest)?,
             0x30 => {
                 let (kind, length) = varint(rest).ok()?;
-                ids.kind = kind;
-                &rest[length..]
+                (ids.kind, ids.after) = (kind, &rest[length..]);
+                ids.after
             }
             0x39 | 0x41 => rest.get(8..)?,
             0x4a => message(rest, |inner| attribute(inner, DEPTH + 1))?,
@@ -154,13 +175,6 @@ fn value(mut any: &[u8], depth: u32) -> Option<()> {
 fn bytes(field: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, taken) = varint(field).ok()?;
     field[taken..].split_at_checked(usize::try_from(length).ok()?)
-}
-
-#[inline(always)]
-fn bytes_into<'a>(field: &'a [u8], target: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (bytes, rest) = bytes(field)?;
-    *target = bytes;
-    Some(rest)
 }
 
 #[inline(always)]

@@ -14,7 +14,8 @@ use prost::Message as _;
 fn assert_agrees_with_prost(bytes: &[u8]) {
     match (scan(bytes), ExportTraceServiceRequest::decode(bytes)) {
         (Ok(scan), Ok(decoded)) => {
-            assert_eq!(scan_trusted(bytes).as_ref(), Ok(&scan));
+            assert_eq!(scan_trusted(bytes, 0).as_ref(), Ok(&scan));
+            assert_eq!(scan_trusted(bytes, scan.ids_end).as_ref(), Ok(&scan));
             assert_same_contents(bytes, &scan, decoded);
         }
         (Ok(_), Err(error)) => panic!("prost alone refuses it: {error}"),
@@ -22,7 +23,7 @@ fn assert_agrees_with_prost(bytes: &[u8]) {
             assert!(malformed.at <= bytes.len());
             let strict = matches!(malformed.problem, Problem::Group | Problem::Nesting);
             assert!(strict || decoded.is_err(), "the scanner alone refuses it: {malformed}");
-            let _ = scan_trusted(bytes);
+            let _ = (scan_trusted(bytes, 0), scan_trusted(bytes, malformed.at as u32));
         }
         (Err(error), _) => panic!("{error}"),
     }

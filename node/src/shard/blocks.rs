@@ -130,6 +130,23 @@ impl Blocks {
         self.blocks.first().map(|block| block.first as usize)
     }
 
+    /// Reads a little of the lists; the value means nothing.
+    pub(super) fn look(&self) -> u64 {
+        (self.bytes ^ self.runs.len()) as u64
+    }
+
+    /// The same for their last entries.
+    pub(super) fn look_at_last(&self) -> u64 {
+        let block = self.blocks.last().map_or(0, |block| block.first);
+        u64::from(block ^ self.runs.last().map_or(0, |run| run.end))
+    }
+
+    /// And for the bytes of each block.
+    pub(super) fn look_at_spans(&self) -> u64 {
+        let first = |block: &Block| u64::from(block.spans.first().copied().unwrap_or(0));
+        self.blocks.iter().map(first).sum()
+    }
+
     pub(super) fn run_count(&self) -> usize {
         self.runs.len()
     }

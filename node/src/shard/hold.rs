@@ -31,10 +31,11 @@ impl Shard {
     pub fn on_hold(&mut self, now: Instant, cut: &Cut, traces: &[u32], part: HoldPart) {
         let now_ms = self.ms(now);
         let mut scopes = vec![None; cut.scan().scopes.len()];
-        let id_and_key = |number: u32| (cut.trace_id(number), cut.trace_key(number));
-        self.table.expect(traces.iter().copied().map(id_and_key));
+        self.table.expect(traces.iter().map(|&number| cut.trace_key(number)));
+        self.outlook.look(traces.iter().map(|&number| cut.slots()[number as usize]));
         for &number in traces {
-            let (slot, (id, key)) = (cut.slots()[number as usize], id_and_key(number));
+            let (id, key) = (cut.trace_id(number), cut.trace_key(number));
+            let slot = cut.slots()[number as usize];
             let (index, new) = self.table.find_or_insert(id, key, slot);
             self.review(index, now_ms);
             let Some(trace) = self.table.get(index) else { continue };

@@ -6,7 +6,7 @@
 //! are traces of more than [`KEYS_MAX`] spans, of which the oldest are forgotten. The invariant: an
 //! entry of the queue counts only when it names the time that the trace itself does.
 
-use super::trace::{KEYS_MAX, Trace};
+use super::trace::{KEYS_MAX, LookedAt, Trace};
 use super::{Shard, to_ms};
 
 impl Shard {
@@ -40,8 +40,10 @@ impl Shard {
 
     pub(super) fn forget_expired(&mut self, now_ms: u64) {
         let is_expired = |(until_ms, _): &(u64, u32)| *until_ms <= now_ms;
-        let expired = self.remembered.iter().copied().take_while(is_expired);
-        let traces = expired.filter_map(|(_, index)| self.table.get(index));
+        let expired = self.remembered.iter().take_while(|remembered| is_expired(remembered));
+        let expired: Vec<u32> = expired.map(|&(_, index)| index).collect();
+        self.table.look(&expired, LookedAt::Trace);
+        let traces = expired.iter().filter_map(|&index| self.table.get(index));
         self.prepare(traces.map(|trace| trace.id));
         while self.remembered.front().is_some_and(is_expired) {
             self.forget_oldest();

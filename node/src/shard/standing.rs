@@ -5,6 +5,7 @@
 
 use super::{Role, vanished};
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::sync::Arc;
 use tracemesh_membership::{
     HashKey, Holders, Incarnation, MemberIndex, MemberState, NodeId, Placement, Slot, ViewMember,
@@ -114,6 +115,12 @@ impl Outlook {
 
     pub(super) fn role(&self, slot: Slot) -> Role {
         role(self.placement(), self.my_index, slot)
+    }
+
+    /// Looks slots up that are about to be: see [`Table::look`](super::table::Table::look).
+    pub(super) fn look(&self, slots: impl Iterator<Item = Slot>) {
+        let owner = |slot| self.placement().holders(slot).map_or(0, |holders| holders.owner);
+        black_box(slots.fold(0, |seen, slot| seen ^ owner(slot)));
     }
 
     /// The holders of a slot besides this node, the owner first.

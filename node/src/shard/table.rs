@@ -8,7 +8,7 @@
 //! There are many traces and most are in no cache, so none is touched or moved for the sake of
 //! another: the slab grows by pages, and the hash table knows the hashes.
 
-use super::trace::Trace;
+use super::trace::{LookedAt, Trace};
 use crate::spans::TraceId;
 use hashbrown::HashTable;
 use std::hint::black_box;
@@ -67,23 +67,28 @@ impl Table {
         self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).map(|entry| entry.index)
     }
 
-    /// Makes room for those of these traces, by id and key, that are not known, and prepares the
-    /// others.
-    pub(crate) fn expect(&mut self, traces: impl Iterator<Item = (TraceId, u64)>) {
-        let is_new = |&(id, key): &(TraceId, u64)| {
-            let entry = self.by_id.find(table_hash(key), |entry| self.is(entry, key, id));
-            self.prepare(entry.iter().map(|entry| entry.index));
-            entry.is_none()
-        };
-        let new_count = traces.filter(is_new).count();
-        self.by_id.reserve(new_count, Entry::hash);
+    /// Makes room for those of these traces, by key, that are not known, and looks at the others.
+    pub(crate) fn expect(&mut self, keys: impl ExactSizeIterator<Item = u64>) {
+        let count = keys.len();
+        let known = self.likely(keys);
+        self.look(&known, LookedAt::LastBlock);
+        self.by_id.reserve(count - known.len(), Entry::hash);
     }
 
-    /// Looks at traces to which something is about to happen. Looks with nothing between them wait
-    /// for memory together, and leave what they touched in a cache.
-    pub(crate) fn prepare(&self, indexes: impl Iterator<Item = u32>) {
-        for index in indexes {
-            black_box(self.get(index).map(Trace::cost_bytes));
+    /// The indexes of those of these traces, by key, that are known; once in a long time also that
+    /// of another one, since no trace is looked at.
+    pub(crate) fn likely(&self, keys: impl Iterator<Item = u64>) -> Vec<u32> {
+        let has_hash = |key: u64| move |entry: &Entry| entry.hash == (key >> 32) as u32;
+        let entries = keys.filter_map(|key| self.by_id.find(table_hash(key), has_hash(key)));
+        entries.map(|entry| entry.index).collect()
+    }
+
+    /// Looks at traces to which something is about to happen, and what they point to. Looks with
+    /// nothing between them wait for memory together, and leave what they touched in a cache.
+    pub(crate) fn look(&self, indexes: &[u32], furthest: LookedAt) {
+        let traces = || indexes.iter().filter_map(|&index| self.get(index));
+        for at in LookedAt::ALL.into_iter().take_while(|at| *at <= furthest) {
+            black_box(traces().fold(0, |seen, trace| seen ^ trace.look(at)));
         }
     }
 

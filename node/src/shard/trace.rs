@@ -78,6 +78,23 @@ impl SpanState {
     }
 }
 
+/// What there is to see of a trace, one pointer after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LookedAt {
+    /// The trace itself.
+    Trace,
+    /// The lists of its blocks, and its attempt.
+    Lists,
+    /// The last entries of the lists, and what the attempt sends.
+    LastBlock,
+    /// The first span of each block.
+    Spans,
+}
+
+impl LookedAt {
+    pub(super) const ALL: [Self; 4] = [Self::Trace, Self::Lists, Self::LastBlock, Self::Spans];
+}
+
 /// One trace, held or remembered.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
@@ -157,6 +174,24 @@ impl Trace {
             + allocated(words * size_of::<u64>())
             + self.blocks.as_ref().map_or(0, |blocks| blocks.cost_bytes())
             + self.index.as_ref().map_or(0, |index| index.capacity() * 5)
+    }
+
+    /// Reads a little of what is so far away; the value means nothing.
+    pub(super) fn look(&self, at: LookedAt) -> u64 {
+        let blocks = |look: fn(&Blocks) -> u64| self.blocks.as_deref().map_or(0, look);
+        let trying = |look: fn(&Trying) -> u64| self.trying.as_deref().map_or(0, look);
+        match at {
+            LookedAt::Trace => {
+                let words = self.words.last().copied().unwrap_or(0);
+                let times = self.due_ms ^ self.remembered_until_ms;
+                times ^ self.forgotten ^ u64::from(self.held_count) ^ words
+            }
+            LookedAt::Lists => blocks(Blocks::look) ^ trying(|trying| trying.number.into()),
+            LookedAt::LastBlock => {
+                blocks(Blocks::look_at_last) ^ trying(|trying| trying.attempt.span_count.into())
+            }
+            LookedAt::Spans => blocks(Blocks::look_at_spans),
+        }
     }
 
     pub(crate) fn is_remembered(&self) -> bool {

@@ -75,7 +75,8 @@ proptest! {
             for part in batch {
                 let decoded = ExportTraceServiceRequest::decode(&*part.request).unwrap();
                 spans.extend(flat(&decoded));
-                let rescan = scan_trusted(&part.request).unwrap();
+                let rescan = scan_trusted(&part.request, scan.ids_end).unwrap();
+                prop_assert_eq!(&scan_trusted(&part.request, 0).unwrap(), &rescan);
                 prop_assert_eq!(rescan.refused_span_count, 0);
                 prop_assert!(part.request.len() <= part_bytes_max || rescan.spans.len() == 1);
                 let mut traces: Vec<_> = rescan.traces.iter().map(|trace| trace.id).collect();

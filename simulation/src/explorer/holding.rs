@@ -98,7 +98,8 @@ impl World {
             Some(Bug::NoForeignMark) => hold_part.view_hash = sender.view_hash,
             _ => {}
         }
-        let scan = scan_trusted(&hold.request).expect("the frames of a world are valid");
+        let scan =
+            scan_trusted(&hold.request, hold.ids_end).expect("the frames of a world are valid");
         let named = part::named(hold.traces.clone()).expect("the frames of a world are valid");
         let cut = Cut::new(hold.request.clone(), scan, &HASH_KEY);
         let all = 0..u32::try_from(cut.slots().len()).unwrap_or(u32::MAX);

@@ -243,7 +243,7 @@ fn tell_names(names: &[u64], plan: &Plan) -> String {
 }
 
 fn tell_bytes(hold: &Hold, plan: &Plan) -> String {
-    let Ok(scan) = scan_trusted(&hold.request) else { return " garbage".to_owned() };
+    let Ok(scan) = scan_trusted(&hold.request, hold.ids_end) else { return " garbage".to_owned() };
     let traces = scan.traces.iter().enumerate().map(|(number, trace)| {
         let spans = scan.spans.iter().filter(|span| span.trace as usize == number);
         let keys = spans.map(|span| span_key(&HASH_KEY, span.span_id, span.kind).name());
