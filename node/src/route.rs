@@ -321,3 +321,25 @@ fn complaint(without_id: u32, large: u32) -> String {
     }
     reasons.join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_that_has_too_much_is_not_silent() {
+        let address = ([127, 0, 0, 1], 4319).into();
+        let is_busy = |error: CallError| no_reply(error.into()) == NoReply::Busy;
+        assert!(is_busy(CallError::Busy { address }));
+        assert!(is_busy(CallError::FrameTooLarge { bytes: usize::MAX }));
+        let (silence, deadline) = (ACK_WAIT, REQUEST_MAX);
+        for error in [
+            CallError::Silent { address, silence },
+            CallError::Deadline { address, deadline },
+            CallError::Unreachable { address, why: String::new() },
+            CallError::Closed { address },
+        ] {
+            assert!(!is_busy(error));
+        }
+    }
+}

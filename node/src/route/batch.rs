@@ -145,10 +145,40 @@ pub fn merge(replies: impl IntoIterator<Item = Result<HoldReply, NoReply>>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::ReplyTrace;
     use crate::scan::scan;
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
     use prost::Message;
+    use tracemesh_membership::Incarnation;
+
+    #[test]
+    fn what_frames_of_a_batch_say_together() {
+        let held = |generation| {
+            let sender = Sender { generation, ..Sender::default() };
+            Ok(HoldReply { sender, ..HoldReply::default() })
+        };
+        let full = || Ok(HoldReply { full: true, ..HoldReply::default() });
+        let wanted = || {
+            let trace = ReplyTrace { wanted: vec![4], ..ReplyTrace::default() };
+            Ok(HoldReply { traces: vec![trace], ..HoldReply::default() })
+        };
+        let incarnation = Incarnation { generation: 1, epoch: 0 };
+        let cases = [
+            (vec![held(1), held(1)], Outcome::Held(incarnation)),
+            // It was started again in between: what the first frame brought is gone.
+            (vec![held(1), held(2)], Outcome::Wanted),
+            (vec![held(1), wanted()], Outcome::Wanted),
+            (vec![held(1), full()], Outcome::Full),
+            // The peer lives, and its client comes back; going around it would only move the load.
+            (vec![held(1), Err(NoReply::Busy)], Outcome::Full),
+            (vec![held(1), Err(NoReply::Silence)], Outcome::Silent),
+            (vec![], Outcome::Silent),
+        ];
+        for (replies, outcome) in cases {
+            assert_eq!(merge(replies.clone()), outcome, "{replies:?}");
+        }
+    }
 
     #[test]
     fn names_of_many_traces_are_cut_into_frames_and_none_is_missing() {
