@@ -11,7 +11,8 @@ use tracemesh::wire::Problem;
 pub fn check(bytes: &[u8]) {
     match (scan(bytes), ExportTraceServiceRequest::decode(bytes)) {
         (Ok(scan), Ok(decoded)) => {
-            assert_eq!(scan_trusted(bytes).as_ref(), Ok(&scan));
+            assert_eq!(scan_trusted(bytes, 0).as_ref(), Ok(&scan));
+            assert_eq!(scan_trusted(bytes, scan.ids_end).as_ref(), Ok(&scan));
             let is_good = |id: &[u8], length| id.len() == length && id.iter().any(|byte| *byte > 0);
             let scopes = decoded.resource_spans.iter().flat_map(|spans| &spans.scope_spans);
             let all: Vec<_> = scopes.flat_map(|spans| &spans.spans).collect();
