@@ -131,6 +131,9 @@ pub enum HoldError {
     /// The spans in the frame make no sense.
     #[error("spans of a frame: {0}")]
     Spans(#[from] crate::scan::ScanError),
+    /// Nobody sends these; to confirm them would be to lose them.
+    #[error("{0} spans of a frame have no trace id or span id")]
+    Ids(u32),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
@@ -269,6 +272,9 @@ impl Shards {
         }
         let _counted = self.memory.in_flight(hold.request.len());
         let scan = scan_trusted(&hold.request, hold.ids_end)?;
+        if scan.refused_span_count > 0 {
+            return Err(HoldError::Ids(scan.refused_span_count));
+        }
         if has_bytes && origin == Origin::Placing {
             let direction = DirectionLabels { direction: Direction::Received };
             let (spans, bytes) = (scan.spans.len() as u64, hold.request.len() as u64);

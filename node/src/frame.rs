@@ -108,8 +108,8 @@ pub struct Hold {
     /// One valid `ExportTraceServiceRequest`; may be empty.
     #[prost(bytes = "bytes", tag = "6")]
     pub request: Bytes,
-    /// The ids and kind of each span in `request` are in so many of its first bytes; 0 when that is
-    /// not known.
+    /// The ids and kind of each span in `request` are in the first so many bytes of that span; 0
+    /// when that is not known. See [`Scan::ids_end`](crate::scan::Scan::ids_end).
     #[prost(uint32, tag = "7")]
     pub ids_end: u32,
 }

@@ -33,8 +33,9 @@ const CHILDREN: u32 = 2;
 /// of a request that is cut, so without a bound a few large ones would multiply many small spans.
 pub const HEADER_SHARE: usize = 4;
 
-/// About what a span takes, and what one request has of a trace: there is room for so many of them
-/// from the start.
+/// About what a span takes in a request, and all spans of one trace. A scan has room from the start
+/// for as many as fit into the request by that, which costs 7 % of its bytes; more is made as it is
+/// needed.
 const SPAN_BYTES: usize = 512;
 const TRACE_BYTES: usize = 4 * SPAN_BYTES;
 
@@ -65,7 +66,8 @@ pub struct Scan {
     pub spans: Vec<ScannedSpan>,
     /// Spans left out: a trace id or span id of the wrong length, or all zero.
     pub refused_span_count: u32,
-    /// The ids and kind of each span, refused ones too, are in so many of its first bytes.
+    /// The ids and kind of each span, refused ones too, are in the first so many bytes of that
+    /// span, its own tag and length not counted. 0 when no span has any.
     pub ids_end: u32,
     /// Ranges of the request, to which [`Header`]s point.
     header_ranges: Vec<(u32, u32)>,
@@ -146,8 +148,9 @@ pub fn scan(request: &[u8]) -> Result<Scan, ScanError> {
 }
 
 /// Scans a frame that a peer cut from a request that it had validated, with what it says of
-/// [`Scan::ids_end`], or 0 when it does not. The same scan as [`scan`]'s if the frame is valid; if
-/// not, an error, or a scan with spans that another decoder would refuse.
+/// [`Scan::ids_end`], or 0 when it does not; what comes after that in a span is not looked at. The
+/// same scan as [`scan`]'s if the frame is valid and what the peer says is true; if not, an error,
+/// or a scan with spans that another decoder would refuse, or of which it would read other ids.
 pub fn scan_trusted(frame: &[u8], ids_end: u32) -> Result<Scan, ScanError> {
     let ids_end = if ids_end == 0 { usize::MAX } else { ids_end as usize };
     Walk::new(frame, Trusted { ids_end })?.request()

@@ -15,6 +15,7 @@ mod deciding;
 mod fingerprint;
 mod held;
 mod hold;
+mod look;
 mod offers;
 mod placing;
 mod remembering;
@@ -35,10 +36,10 @@ pub use standing::{PeerStanding, Standing};
 use crate::decide::Decide;
 use crate::frame::{DoneTrace, HoldTrace, Verdict};
 use crate::sink::{Attempt, Withdrawn};
-use crate::spans::TraceId;
 use blocks::{Arrived, Spare};
 use deciding::{Calm, calm_by, doubt_ends};
 use held::Held;
+use look::LOOKED_AT_ONCE;
 use offers::Offers;
 use review::Review;
 use scopes::Scopes;
@@ -48,7 +49,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use table::Table;
 use tokio::time::Instant;
-use trace::{Before, LookedAt, Trace};
+use trace::{Before, Trace};
 use tracemesh_membership::{HashKey, NodeId};
 
 /// How long an owner waits, from due on, for calm.
@@ -329,31 +330,21 @@ impl Shard {
         self.begin_review(former, now_ms);
     }
 
-    /// Something is about to happen to these traces: see [`Table::look`].
-    pub fn prepare(&self, traces: impl Iterator<Item = TraceId>) {
-        let keys = traces.map(|id| self.hash_key.trace_key(&id.0));
-        self.look(&self.table.likely(keys));
-    }
-
-    fn look(&self, indexes: &[u32]) {
-        self.table.look(indexes, LookedAt::Spans);
-        let traces = indexes.iter().filter_map(|&index| self.table.get(index));
-        self.outlook.look(traces.map(|trace| trace.slot));
-    }
-
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
         let now_ms = self.ms(now);
         while let Some(first) = self.wakes.first_entry().filter(|first| *first.key() <= now_ms) {
             let (at, mut indexes) = first.remove_entry();
             indexes.retain(|&index| self.table.get(index).is_some_and(|trace| trace.wake_ms == at));
-            self.look(&indexes);
-            for index in indexes {
-                self.review(index, now_ms);
-                let Some(trace) = self.table.get_mut(index) else { continue };
-                if trace.wake_ms == at {
-                    trace.wake_ms = u64::MAX;
-                    self.consider(index, now_ms);
+            for indexes in indexes.chunks(LOOKED_AT_ONCE) {
+                self.look_at_due(indexes);
+                for &index in indexes {
+                    self.review(index, now_ms);
+                    let Some(trace) = self.table.get_mut(index) else { continue };
+                    if trace.wake_ms == at {
+                        trace.wake_ms = u64::MAX;
+                        self.consider(index, now_ms);
+                    }
                 }
             }
         }

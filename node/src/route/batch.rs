@@ -207,6 +207,10 @@ mod tests {
             content: Content::Names,
             traces: (0..20_000).collect(),
         };
+        let bytes = Send { content: Content::Bytes, ..send.clone() };
+        let ids_end = cut.scan().ids_end;
+        assert!(batching.holds(&cut, &[bytes])[0].iter().all(|hold| hold.ids_end == ids_end));
+        assert!(ids_end > 0);
         let holds = batching.holds(&cut, &[send]).remove(0);
         assert!(holds.len() > 1);
         assert!(holds.iter().all(|hold| hold.encoded_len() <= 2 * NAMES_BYTES_MAX && hold.marked));

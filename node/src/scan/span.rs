@@ -32,12 +32,14 @@ pub(super) fn ids(
     ids_end: usize,
 ) -> Result<SpanIds<'_>, Malformed> {
     let mut ids = SpanIds { after: &request[range.clone()], ..SpanIds::default() };
-    let (ids_end, end) = (range.start.saturating_add(ids_end), range.end);
-    for field in Reader::within(request, range) {
+    let (mut at, end) = (range.start, range.end);
+    let ids_end = at.saturating_add(ids_end);
+    let mut fields = Reader::within(request, range);
+    while at < ids_end
+        && let Some(field) = fields.next()
+    {
         let field = field.map_err(|error| error.inside(&schema::SPAN))?;
-        if field.start >= ids_end {
-            break;
-        }
+        at = field.end;
         match (field.number, field.value) {
             (1, Value::Bytes(id)) => ids.trace_id = id,
             (2, Value::Bytes(id)) => ids.span_id = id,

@@ -23,6 +23,7 @@ fn assert_agrees_with_prost(bytes: &[u8]) {
             assert!(malformed.at <= bytes.len());
             let strict = matches!(malformed.problem, Problem::Group | Problem::Nesting);
             assert!(strict || decoded.is_err(), "the scanner alone refuses it: {malformed}");
+            // Any number will do: a peer may say what it likes.
             let _ = (scan_trusted(bytes, 0), scan_trusted(bytes, malformed.at as u32));
         }
         (Err(error), _) => panic!("{error}"),
@@ -320,4 +321,29 @@ fn unknown_fields_stay_with_their_header() {
     assert_eq!(*header, [unknown(b"before"), unknown(b"after")].concat());
     let header = scan.gather(&request, &scan.resources[0].header);
     assert_eq!(*header, [framed(3, b"url"), unknown(b"last")].concat());
+}
+
+#[test]
+fn what_comes_after_the_ids_is_not_looked_at_in_a_frame_that_says_where_they_end() {
+    let span = Span {
+        trace_id: vec![1; 16],
+        span_id: vec![2; 8],
+        parent_span_id: vec![3; 8],
+        name: "GET".to_owned(),
+        kind: 2,
+        start_time_unix_nano: 7,
+        ..Span::default()
+    };
+    let scope_spans = vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    let mut frame = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+    let scan = scan(&frame).unwrap();
+    // Tags and lengths are a byte each: the ids, the name, the kind.
+    assert_eq!(scan.ids_end, 18 + 10 + 10 + 5 + 2);
+    // The tag of the start time becomes that of a field that ends behind the frame.
+    let tag = frame.len() - 9;
+    assert_eq!(frame[tag], 0x39);
+    frame[tag..].fill(0xff);
+    assert_eq!(scan_trusted(&frame, scan.ids_end), Ok(scan));
+    assert!(scan_trusted(&frame, 0).is_err());
 }

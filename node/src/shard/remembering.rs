@@ -6,7 +6,8 @@
 //! are traces of more than [`KEYS_MAX`] spans, of which the oldest are forgotten. The invariant: an
 //! entry of the queue counts only when it names the time that the trace itself does.
 
-use super::trace::{KEYS_MAX, LookedAt, Trace};
+use super::look::LOOKED_AT_ONCE;
+use super::trace::{KEYS_MAX, Trace};
 use super::{Shard, to_ms};
 
 impl Shard {
@@ -39,26 +40,39 @@ impl Shard {
     }
 
     pub(super) fn forget_expired(&mut self, now_ms: u64) {
-        let is_expired = |(until_ms, _): &(u64, u32)| *until_ms <= now_ms;
-        let expired = self.remembered.iter().take_while(|remembered| is_expired(remembered));
-        let expired: Vec<u32> = expired.map(|&(_, index)| index).collect();
-        self.table.look(&expired, LookedAt::Trace);
-        let traces = expired.iter().filter_map(|&index| self.table.get(index));
-        self.prepare(traces.map(|trace| trace.id));
-        while self.remembered.front().is_some_and(is_expired) {
-            self.forget_oldest();
+        loop {
+            let expired = self.remembered.iter().take_while(|(until_ms, _)| *until_ms <= now_ms);
+            let expired = expired.take(LOOKED_AT_ONCE).map(|&(_, index)| index);
+            let expired: Vec<u32> = expired.collect();
+            if expired.is_empty() {
+                return;
+            }
+            self.look_at_expired(&expired);
+            for _ in expired {
+                self.forget_first();
+            }
         }
     }
 
     /// Forgets the trace that has been remembered longest; `false` when there is none.
     fn forget_oldest(&mut self) -> bool {
-        while let Some((until_ms, index)) = self.remembered.pop_front() {
-            if self.table.get(index).is_some_and(|trace| trace.remembered_until_ms == until_ms) {
-                self.forget(index);
+        while !self.remembered.is_empty() {
+            if self.forget_first() {
                 return true;
             }
         }
         false
+    }
+
+    /// Takes the first entry from the queue and, if it counts, forgets its trace; whether it did.
+    fn forget_first(&mut self) -> bool {
+        let Some((until_ms, index)) = self.remembered.pop_front() else { return false };
+        let counts = |trace: &Trace| trace.remembered_until_ms == until_ms;
+        let is_forgotten = self.table.get(index).is_some_and(counts);
+        if is_forgotten {
+            self.forget(index);
+        }
+        is_forgotten
     }
 
     pub(super) fn forget(&mut self, index: u32) {

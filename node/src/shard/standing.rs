@@ -117,7 +117,7 @@ impl Outlook {
         role(self.placement(), self.my_index, slot)
     }
 
-    /// Looks slots up that are about to be: see [`Table::look`](super::table::Table::look).
+    /// Looks up slots that are about to be needed: see [`Table::look`](super::table::Table::look).
     pub(super) fn look(&self, slots: impl Iterator<Item = Slot>) {
         let owner = |slot| self.placement().holders(slot).map_or(0, |holders| holders.owner);
         black_box(slots.fold(0, |seen, slot| seen ^ owner(slot)));

@@ -12,6 +12,7 @@ use super::trace::{LookedAt, Trace};
 use crate::spans::TraceId;
 use hashbrown::HashTable;
 use std::hint::black_box;
+use std::ops::RangeInclusive;
 use tracemesh_membership::{HashKey, Slot};
 
 /// Traces of one page of the slab.
@@ -67,16 +68,17 @@ impl Table {
         self.by_id.find(table_hash(key), |entry| self.is(entry, key, id)).map(|entry| entry.index)
     }
 
-    /// Makes room for those of these traces, by key, that are not known, and looks at the others.
+    /// Makes room for about those of these traces, by key, that are not known, and looks at the
+    /// others.
     pub(crate) fn expect(&mut self, keys: impl ExactSizeIterator<Item = u64>) {
         let count = keys.len();
         let known = self.likely(keys);
-        self.look(&known, LookedAt::LastBlock);
+        self.look(&known, LookedAt::Trace..=LookedAt::LastBlock);
         self.by_id.reserve(count - known.len(), Entry::hash);
     }
 
-    /// The indexes of those of these traces, by key, that are known; once in a long time also that
-    /// of another one, since no trace is looked at.
+    /// The indexes of those of these traces, by key, that are known, and seldom that of another
+    /// one, because no trace is looked at: the hashes have 32 bits.
     pub(crate) fn likely(&self, keys: impl Iterator<Item = u64>) -> Vec<u32> {
         let has_hash = |key: u64| move |entry: &Entry| entry.hash == (key >> 32) as u32;
         let entries = keys.filter_map(|key| self.by_id.find(table_hash(key), has_hash(key)));
@@ -85,9 +87,9 @@ impl Table {
 
     /// Looks at traces to which something is about to happen, and what they point to. Looks with
     /// nothing between them wait for memory together, and leave what they touched in a cache.
-    pub(crate) fn look(&self, indexes: &[u32], furthest: LookedAt) {
+    pub(crate) fn look(&self, indexes: &[u32], what: RangeInclusive<LookedAt>) {
         let traces = || indexes.iter().filter_map(|&index| self.get(index));
-        for at in LookedAt::ALL.into_iter().take_while(|at| *at <= furthest) {
+        for at in LookedAt::ALL.into_iter().filter(|at| what.contains(at)) {
             black_box(traces().fold(0, |seen, trace| seen ^ trace.look(at)));
         }
     }

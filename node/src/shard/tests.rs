@@ -7,7 +7,7 @@ use crate::decide::KeepAll;
 use crate::frame::{Origin, trace_id_bytes};
 use crate::process;
 use crate::scan::scan;
-use crate::spans::Chunk;
+use crate::spans::{Chunk, TraceId};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
@@ -581,6 +581,23 @@ fn oldest_remembered_trace_goes_first_when_memory_is_short() {
     }
     assert!(rig.shard.take_tally().forgotten_early > 0);
     assert_eq!((rig.held(1), rig.held(9)), (None, Some(0)));
+}
+
+#[test]
+fn trace_that_was_held_again_is_no_reason_to_forget_the_next_one_early() {
+    let mut rig = Rig::new("a", &["a"]);
+    for trace in [1, 2] {
+        rig.hold(vec![root(trace, 1)]);
+        let (_, number) = export(&rig.pass(seconds(6)));
+        rig.answer(trace, number, Answer::Acknowledged);
+    }
+    rig.hold(vec![child(1, 2)]);
+    let (_, number) = export(&rig.pass(Duration::ZERO));
+    rig.answer(1, number, Answer::Acknowledged);
+    rig.pass(LIMITS.remember - seconds(6));
+    assert_eq!((rig.held(1), rig.held(2)), (Some(0), Some(0)));
+    rig.pass(seconds(6));
+    assert_eq!((rig.held(1), rig.held(2)), (None, None));
 }
 
 #[test]

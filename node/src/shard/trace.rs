@@ -83,7 +83,7 @@ impl SpanState {
 pub(crate) enum LookedAt {
     /// The trace itself.
     Trace,
-    /// The lists of its blocks, and its attempt.
+    /// The keys that are not in it, the lists of its blocks, and its attempt.
     Lists,
     /// The last entries of the lists, and what the attempt sends.
     LastBlock,
@@ -182,11 +182,13 @@ impl Trace {
         let trying = |look: fn(&Trying) -> u64| self.trying.as_deref().map_or(0, look);
         match at {
             LookedAt::Trace => {
-                let words = self.words.last().copied().unwrap_or(0);
                 let times = self.due_ms ^ self.remembered_until_ms;
-                times ^ self.forgotten ^ u64::from(self.held_count) ^ words
+                times ^ self.forgotten ^ u64::from(self.held_count) ^ self.words.len() as u64
             }
-            LookedAt::Lists => blocks(Blocks::look) ^ trying(|trying| trying.number.into()),
+            LookedAt::Lists => {
+                let words = self.words.last().copied().unwrap_or(0);
+                words ^ blocks(Blocks::look) ^ trying(|trying| trying.number.into())
+            }
             LookedAt::LastBlock => {
                 blocks(Blocks::look_at_last) ^ trying(|trying| trying.attempt.span_count.into())
             }
