@@ -209,7 +209,8 @@ mod tests {
         };
         let bytes = Send { content: Content::Bytes, ..send.clone() };
         let ids_end = cut.scan().ids_end;
-        assert!(batching.holds(&cut, &[bytes])[0].iter().all(|hold| hold.ids_end == ids_end));
+        let holds = batching.holds(&cut, &[bytes]).remove(0);
+        assert!(!holds.is_empty() && holds.iter().all(|hold| hold.ids_end == ids_end));
         assert!(ids_end > 0);
         let holds = batching.holds(&cut, &[send]).remove(0);
         assert!(holds.len() > 1);
