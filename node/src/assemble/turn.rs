@@ -126,6 +126,8 @@ impl Turn {
             if answers.is_empty()
                 && let Some(reply) = waiting.spool.take()
             {
+                // Before the answer, as ever: who has it reads the counts.
+                self.publish_held();
                 // Whoever asked has stopped waiting, and the node.
                 let _ = reply.send(self.shard.held_traces(Instant::now()));
             }
