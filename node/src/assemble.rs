@@ -16,7 +16,7 @@ use crate::frame::{self, DoneTrace, Hold, HoldReply, HoldTrace, Origin, Told, Ve
 use crate::memory::Memory;
 use crate::mesh::Peers;
 use crate::metrics::{Direction, DirectionLabels, TraceMetrics};
-use crate::scan::scan_trusted;
+use crate::scan::{Scan, scan_trusted};
 use crate::shard::{HoldPart, Limits, Shard, SinkSet, Standing};
 use crate::sink::{Attempt, DeadLetters, Sink};
 use crate::spans::TraceId;
@@ -271,10 +271,7 @@ impl Shards {
             return Ok(HoldReply { sender, full: true, ..HoldReply::default() });
         }
         let _counted = self.memory.in_flight(hold.request.len());
-        let scan = scan_trusted(&hold.request, hold.ids_end)?;
-        if scan.refused_span_count > 0 {
-            return Err(HoldError::Ids(scan.refused_span_count));
-        }
+        let scan = scanned(&hold)?;
         if has_bytes && origin == Origin::Placing {
             let direction = DirectionLabels { direction: Direction::Received };
             let (spans, bytes) = (scan.spans.len() as u64, hold.request.len() as u64);
@@ -373,4 +370,43 @@ pub enum Own {
     Full,
     /// The node is stopping.
     Stopping,
+}
+
+/// The spans of a frame, which all have ids.
+fn scanned(hold: &Hold) -> Result<Scan, HoldError> {
+    let scan = scan_trusted(&hold.request, hold.ids_end)?;
+    match scan.refused_span_count {
+        0 => Ok(scan),
+        count => Err(HoldError::Ids(count)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+    use prost::Message;
+
+    fn refusal(ids: &[([u8; 16], [u8; 8])]) -> Option<String> {
+        let span = |(trace_id, span_id): &([u8; 16], [u8; 8])| Span {
+            trace_id: trace_id.into(),
+            span_id: span_id.into(),
+            ..Span::default()
+        };
+        let scope = ScopeSpans { spans: ids.iter().map(span).collect(), ..ScopeSpans::default() };
+        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+        let request = ExportTraceServiceRequest { resource_spans: vec![resource] };
+        let hold = Hold { request: request.encode_to_vec().into(), ..Hold::default() };
+        scanned(&hold).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn frame_with_spans_that_have_no_ids_is_refused() {
+        assert_eq!(refusal(&[]), None);
+        assert_eq!(refusal(&[([1; 16], [1; 8]), ([1; 16], [2; 8])]), None);
+        let two_lack_one = [([1; 16], [0; 8]), ([0; 16], [1; 8]), ([1; 16], [1; 8])];
+        let said = "2 spans of a frame have no trace id or span id";
+        assert_eq!(refusal(&two_lack_one).as_deref(), Some(said));
+    }
 }
