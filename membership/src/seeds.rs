@@ -77,24 +77,21 @@ impl Seeds {
 
     /// Looks all names up.
     pub(crate) async fn find(&mut self) -> Found {
+        self.find_by(addresses_of).await
+    }
+
+    async fn find_by<F>(&mut self, look_up: impl Fn(String) -> F) -> Found
+    where
+        F: Future<Output = Vec<SocketAddr>>,
+    {
         let mut addresses = self.fixed.clone();
         let mut all_known = true;
         for name in &self.names {
-            let found = match timeout(LOOKUP_MAX, lookup_host(name.as_str())).await {
-                Ok(Ok(found)) => found.collect(),
-                Ok(Err(error)) => {
-                    tracing::debug!(seed = name, %error, "seed cannot be looked up");
-                    Vec::new()
-                }
-                Err(_) => {
-                    tracing::debug!(seed = name, "seed cannot be looked up: no answer");
-                    Vec::new()
-                }
-            };
+            let found = look_up(name.clone()).await;
             let resolution = if found.is_empty() { Resolution::Unknown } else { Resolution::Known };
             all_known &= resolution == Resolution::Known;
             addresses.extend(found.into_iter().filter(|address| *address != self.myself));
-            if self.told.insert(name.clone(), resolution) != Some(resolution) {
+            if is_news(&mut self.told, name, resolution) {
                 tell(name, resolution);
             }
         }
@@ -102,6 +99,25 @@ impl Seeds {
         let kind = if nobody { SeedKind::OnlyMyself } else { SeedKind::Others };
         Found { addresses: addresses.into_iter().take(ADDRESSES_MAX).collect(), kind }
     }
+}
+
+/// All addresses that a name has now; none when it cannot be looked up.
+async fn addresses_of(name: String) -> Vec<SocketAddr> {
+    match timeout(LOOKUP_MAX, lookup_host(&name)).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => {
+            tracing::debug!(seed = name, %error, "seed cannot be looked up");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::debug!(seed = name, "seed cannot be looked up: no answer");
+            Vec::new()
+        }
+    }
+}
+
+fn is_news(told: &mut BTreeMap<String, Resolution>, name: &str, resolution: Resolution) -> bool {
+    told.insert(name.to_owned(), resolution) != Some(resolution)
 }
 
 fn tell(name: &str, resolution: Resolution) {
@@ -143,15 +159,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_gives_all_its_addresses_but_the_own_one() {
-        let mut seeds = seeds(&["localhost:4319"], "127.0.0.1:4319");
-        assert_eq!(seeds.kind(), SeedKind::Others);
-        let found = seeds.find().await;
-        assert!(!found.addresses.contains(&"127.0.0.1:4319".parse().unwrap()));
-        let other = Seeds::new(&["localhost:4320".to_owned()], "127.0.0.1:4319".parse().unwrap())
-            .find()
-            .await;
-        assert!(other.addresses.contains(&"127.0.0.1:4320".parse().unwrap()));
+    async fn a_name_is_looked_up_at_every_try_and_gives_all_its_addresses_but_the_own_one() {
+        let mut seeds = seeds(&["mesh:4319"], "10.0.0.1:4319");
+        let mut found_of = async |addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            let found = seeds.find_by(async |_| addresses.clone()).await;
+            let texts = found.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+            (texts.join(" "), found.kind)
+        };
+        let (others, nobody) = (SeedKind::Others, SeedKind::OnlyMyself);
+        // Nobody knows who will be behind it.
+        assert_eq!(found_of(&[]).await, (String::new(), others));
+        let own = "10.0.0.1:4319";
+        assert_eq!(found_of(&[own]).await, (String::new(), nobody));
+        let all = [own, "10.0.0.2:4319", "10.0.0.3:4319"];
+        assert_eq!(found_of(&all).await, ("10.0.0.2:4319 10.0.0.3:4319".to_owned(), others));
+        let moved = [own, "10.0.0.4:4319"];
+        assert_eq!(found_of(&moved).await, ("10.0.0.4:4319".to_owned(), others));
+    }
+
+    #[tokio::test]
+    async fn names_are_looked_up_by_the_system() {
+        let found = seeds(&["localhost:4320"], "127.0.0.1:4319").find().await;
+        assert!(found.addresses.contains(&"127.0.0.1:4320".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_name_is_told_of_when_something_changes_and_not_at_every_try() {
+        let mut told = BTreeMap::new();
+        let mut is_news = |resolution| is_news(&mut told, "mesh:4319", resolution);
+        assert!(is_news(Resolution::Unknown));
+        assert!(!is_news(Resolution::Unknown));
+        assert!(is_news(Resolution::Known));
+        assert!(!is_news(Resolution::Known));
+        assert!(is_news(Resolution::Unknown));
     }
 
     #[tokio::test]

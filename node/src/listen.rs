@@ -28,7 +28,7 @@ use prometheus_client::metrics::family::Family;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -186,7 +186,20 @@ fn builder(streams: Streams) -> auto::Builder<Streams> {
 
 /// Whom a request came from, among its extensions.
 #[derive(Clone, Copy, Debug)]
-pub struct Client(pub SocketAddr);
+pub struct Client {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// This end of it.
+    pub reached: IpAddr,
+}
+
+impl Client {
+    /// Whether it is on this host: only there can both ends of a connection have one address.
+    pub fn is_local(&self) -> bool {
+        let ip = self.address.ip().to_canonical();
+        ip.is_loopback() || ip == self.reached.to_canonical()
+    }
+}
 
 /// Says with every request of a connection whom it came from.
 #[derive(Clone)]
@@ -267,12 +280,17 @@ where
             tracing::debug!(address = %listener.address, "too many connections");
             continue;
         };
+        // Gone already; what it asked for is not answered.
+        let Ok(reached) = stream.local_addr() else { continue };
         // Answers are small; waiting for more to send with them only delays a client.
         let _ = stream.set_nodelay(true);
         accepted_count = accepted_count.wrapping_add(1);
         let connection = Connection {
             builder: builder.clone(),
-            service: FromClient { service: service.clone(), client: Client(client) },
+            service: FromClient {
+                service: service.clone(),
+                client: Client { address: client, reached: reached.ip() },
+            },
             age: age(limits.age_max, accepted_count),
             drain: drain.clone(),
             _permit: permit,

@@ -123,7 +123,8 @@ impl Metrics {
 pub struct IngestMetrics {
     /// `requests_total{protocol,answer}`
     pub requests: Family<RequestLabels, Counter>,
-    /// `spans_refused_total{reason}`; `size` and `syntax` are counted here, one a request.
+    /// `spans_refused_total{reason}`; requests refused for their `size` or `syntax` are counted
+    /// here, each as one, for how many spans are in them is not known.
     pub refused: Family<ReasonLabels, Counter>,
     /// `connections_refused_total{cause}`
     pub connections_refused: Family<ConnectionRefusalLabels, Counter>,
@@ -177,7 +178,7 @@ pub struct RouteMetrics {
     pub accepted_without_replica: Counter,
     /// `spans_unacknowledged_total`: spans of failed requests, which may still be held somewhere.
     pub unacknowledged: Counter,
-    /// `spans_refused_total{reason}`; `ids` is counted here, by span.
+    /// `spans_refused_total{reason}`; spans refused for their `ids` or their `size` are counted here.
     pub refused: Family<ReasonLabels, Counter>,
     /// `spans_rerouted_total{peer}`: sent to others because this peer did not answer in time.
     pub rerouted: Family<PeerLabels, Counter>,
@@ -369,7 +370,7 @@ pub struct ClusterMetrics {
     pub view_changes: Counter,
     /// `members_gone_total`: lives of members that ended, or were out of reach.
     pub members_gone: Counter,
-    /// `hop_bytes_total{direction}`: frames between nodes, without QUIC's own overhead.
+    /// `hop_bytes_total{direction}`: UDP payloads of the mesh port.
     pub hop_bytes: Family<DirectionLabels, Counter>,
     /// `peer_round_trip_seconds{peer}`: the last one measured.
     pub peer_round_trip_seconds: Family<PeerLabels, Level>,
@@ -405,7 +406,7 @@ impl ClusterMetrics {
             hop_bytes: each(
                 registry,
                 "hop_bytes",
-                "Bytes of frames between nodes",
+                "Bytes between nodes: UDP payloads, what QUIC adds and gossip among them",
                 Direction::ALL.iter().map(|&direction| DirectionLabels { direction }),
             ),
             peer_round_trip_seconds: new(

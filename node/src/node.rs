@@ -5,6 +5,7 @@
 //! anything is accepted, so a node that starts at all is a node that works. Each datum belongs to
 //! the stage that started first; the others hold handles.
 
+mod advertise;
 mod consoles;
 mod data_directory;
 mod drain;
@@ -30,6 +31,7 @@ use crate::sink::{self, DeadLetters, Workers};
 use crate::spool::Spool;
 use crate::status::Ending;
 use crate::tasks::Tasks;
+use advertise::advertised;
 use data_directory::DataDirectory;
 use prometheus_client::registry::Registry;
 pub(crate) use settings::sink_configs;
@@ -37,7 +39,7 @@ use settings::{
     Told, ingest_settings, membership_settings, memory_budget, shard_settings, size, small_seed,
 };
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -89,15 +91,10 @@ pub enum StartError {
     Sinks(usize),
     /// The address to tell others.
     #[error(
-        "no address of this host reaches the seed {seed}, so it is not known what to tell others; \
-         set node.advertise"
+        "no address of this host reaches others, so it is not known what to tell them; set \
+         node.advertise"
     )]
-    Advertise {
-        /// The first seed.
-        seed: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    Advertise(#[source] io::Error),
 }
 
 /// How a node ended.
@@ -170,6 +167,7 @@ pub(crate) struct Parts {
     metrics: Metrics,
     registry: Arc<Registry>,
     started: SystemTime,
+    admission: watch::Sender<Admission>,
     draining: CancellationToken,
     ended: watch::Sender<Option<Ending>>,
 }
@@ -179,7 +177,6 @@ pub struct Node {
     addresses: Addresses,
     parts: Parts,
     router: Router,
-    admission: watch::Sender<Admission>,
     close_ingest: CancellationToken,
     handlers: watch::Sender<Option<mesh::Handlers>>,
     answering: mesh::Handlers,
@@ -253,13 +250,14 @@ impl Node {
             in_flight: InFlight::new(size(config.ingest.in_flight_bytes_max)),
             metrics: meters.stages,
             registry: meters.registry,
+            admission: watch::Sender::new(Admission::Joining),
             draining: CancellationToken::new(),
             ended: watch::Sender::new(None),
         };
         let router = start_router(config, &parts, small_seed(seed), &tasks);
         keep_settling(&router, &parts, &tasks);
         drain::read_spool(&spool, &parts, &tasks);
-        let (admission, close_ingest) = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
+        let close_ingest = start_ingest(taken.ingest, router.clone(), &parts, &tasks);
         consoles::start(taken.consoles, &parts, &tasks);
         tasks.spawn("report", report::keep(parts.clone(), tasks.stopping()));
         Ok(Self {
@@ -267,7 +265,6 @@ impl Node {
             parts,
             settling: router.settling(),
             router,
-            admission,
             close_ingest,
             handlers,
             answering,
@@ -341,7 +338,7 @@ impl Node {
                 MemberState::Active => Admission::Serving,
                 MemberState::Leaving => Admission::Leaving,
             };
-            let was = self.admission.send_replace(admission);
+            let was = self.parts.admission.send_replace(admission);
             if was != Admission::Serving && admission == Admission::Serving {
                 self.say_ready();
             }
@@ -466,33 +463,10 @@ fn start_ingest(
     router: Router,
     parts: &Parts,
     tasks: &Tasks,
-) -> (watch::Sender<Admission>, CancellationToken) {
-    let admission = watch::Sender::new(Admission::Joining);
+) -> CancellationToken {
     let close = CancellationToken::new();
     let (in_flight, metrics) = (Arc::clone(&parts.in_flight), parts.metrics.ingest.clone());
-    let serve = listeners.serve(router, admission.subscribe(), in_flight, metrics, close.clone());
-    tasks.spawn("ingest", serve);
-    (admission, close)
-}
-
-/// The address that others reach this node at.
-async fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, StartError> {
-    if let Some(advertise) = config.node.advertise {
-        return Ok(advertise);
-    }
-    if !bound.ip().is_unspecified() {
-        return Ok(bound);
-    }
-    let Some(seed) = config.cluster.seeds.first() else {
-        return Ok(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), bound.port()));
-    };
-    let found = async {
-        // Connecting a UDP socket sends nothing; it asks the kernel for the route.
-        let probe = tokio::net::UdpSocket::bind((bound.ip(), 0)).await?;
-        probe.connect(seed.to_string()).await?;
-        probe.local_addr()
-    };
-    let seed = seed.to_string();
-    let local = found.await.map_err(|source| StartError::Advertise { seed, source })?;
-    Ok(SocketAddr::new(local.ip(), bound.port()))
+    let admission = parts.admission.subscribe();
+    tasks.spawn("ingest", listeners.serve(router, admission, in_flight, metrics, close.clone()));
+    close
 }

@@ -215,6 +215,19 @@ impl Node {
         http::post(&self.http_url("/v1/traces"), &[("content-type", content_type)], body)
     }
 
+    /// Posts a protobuf request, again while the node puts clients off, as it does when another
+    /// one did not answer it in time.
+    ///
+    /// # Panics
+    /// When there is no answer, or another than 200 and 503; at the deadline.
+    pub fn deliver(&self, body: &[u8]) {
+        wait_until("a node to take a request", || {
+            let answer = self.post("application/x-protobuf", body);
+            assert!([200, 503].contains(&answer.status), "{}", answer.text());
+            answer.status == 200
+        });
+    }
+
     /// Whether it accepts spans.
     pub fn is_ready(&self) -> bool {
         http::try_get(&self.console_url("/readyz")).is_some_and(|answer| answer.status == 200)

@@ -73,13 +73,20 @@ fn warn_of_small_buffers(socket: &Socket) {
     let share = if cfg!(target_os = "linux") { 2 } else { 1 };
     let receive_bytes = socket.recv_buffer_size().unwrap_or(0) / share;
     let send_bytes = socket.send_buffer_size().unwrap_or(0) / share;
-    if receive_bytes.min(send_bytes) < BUFFER_BYTES {
-        tracing::warn!(
-            receive_bytes,
-            send_bytes,
-            asked_bytes = BUFFER_BYTES,
-            "the kernel clamps UDP buffers; raise net.core.rmem_max and net.core.wmem_max"
-        );
+    if let Some(advice) = advice(receive_bytes, send_bytes) {
+        tracing::warn!(receive_bytes, send_bytes, asked_bytes = BUFFER_BYTES, "{advice}");
+    }
+}
+
+/// What to do about buffers that are smaller than asked for.
+fn advice(receive_bytes: usize, send_bytes: usize) -> Option<&'static str> {
+    match (receive_bytes < BUFFER_BYTES, send_bytes < BUFFER_BYTES) {
+        (false, false) => None,
+        (true, false) => Some("the kernel clamps UDP buffers; raise net.core.rmem_max"),
+        (false, true) => Some("the kernel clamps UDP buffers; raise net.core.wmem_max"),
+        (true, true) => {
+            Some("the kernel clamps UDP buffers; raise net.core.rmem_max and net.core.wmem_max")
+        }
     }
 }
 
@@ -194,6 +201,34 @@ mod tests {
         let error = bind_udp(address).unwrap_err();
         assert!(matches!(error, BindError::InUse { .. }));
         assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+
+    #[test]
+    fn small_buffers_are_told_with_the_limit_to_raise() {
+        assert_eq!(advice(BUFFER_BYTES, BUFFER_BYTES), None);
+        let names = |receive, send| {
+            let advice = advice(receive, send).unwrap();
+            ["net.core.rmem_max", "net.core.wmem_max"].map(|limit| advice.contains(limit))
+        };
+        assert_eq!(names(BUFFER_BYTES - 1, BUFFER_BYTES), [true, false]);
+        assert_eq!(names(BUFFER_BYTES, 0), [false, true]);
+        assert_eq!(names(0, 0), [true, true]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn buffers_are_as_large_as_the_kernel_allows() {
+        let limit = |name| {
+            let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap();
+            text.trim().parse::<usize>().unwrap()
+        };
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+        warn_of_small_buffers(&socket);
+        // Linux reports twice the size that may be used.
+        let receive_bytes = socket.recv_buffer_size().unwrap() / 2;
+        assert!(receive_bytes >= BUFFER_BYTES.min(limit("rmem_max")), "{receive_bytes}");
+        let send_bytes = socket.send_buffer_size().unwrap() / 2;
+        assert!(send_bytes >= BUFFER_BYTES.min(limit("wmem_max")), "{send_bytes}");
     }
 
     #[tokio::test]

@@ -292,6 +292,8 @@ impl Turn {
     }
 
     fn publish(&mut self) {
+        // First, so that no span is missing from what is counted and from what is held.
+        count(&self.metrics, &self.shard.take_tally());
         self.publish_held();
         let held = &self.held[self.number];
         held.set_unplaced_by_member(self.shard.unplaced_by_member());
@@ -300,7 +302,6 @@ impl Turn {
         }
         let remembered_since = self.shard.remembered_since();
         self.held[self.number].remembered_since.set(self.started, remembered_since);
-        count(&self.metrics, &self.shard.take_tally());
     }
 
     fn publish_held(&self) {

@@ -17,9 +17,10 @@ const FOREIGN: [(&str, &str); 3] =
     [("origin", "a web page"), ("forwarded", "a proxy"), ("x-forwarded-for", "a proxy")];
 
 /// Why somebody may not end the node.
-fn refusal(Client(client): Client, headers: &HeaderMap) -> Option<String> {
+fn refusal(client: Client, headers: &HeaderMap) -> Option<String> {
     let advice = "ask the node's own host: tracemesh drain, or SIGTERM";
-    if !client.ip().to_canonical().is_loopback() {
+    if !client.is_local() {
+        let client = client.address;
         return Some(format!("{client} is not on this host and may not drain it; {advice}\n"));
     }
     let foreign = FOREIGN.iter().find(|(name, _)| headers.contains_key(*name));
@@ -33,7 +34,7 @@ pub(super) async fn ask(
     headers: HeaderMap,
 ) -> Result<(StatusCode, Json<Status>), (StatusCode, String)> {
     if let Some(why) = refusal(client, &headers) {
-        tracing::debug!(client = %client.0, "refused to drain");
+        tracing::debug!(client = %client.address, "refused to drain");
         return Err((StatusCode::FORBIDDEN, why));
     }
     if !source.draining.is_cancelled() {
@@ -62,20 +63,29 @@ mod tests {
 
     #[test]
     fn only_this_host_may_drain_and_no_web_page_on_it() {
-        let refusal_of = |client: &str, header: Option<&'static str>| {
+        let refusal_of = |address: &str, reached: &str, header: Option<&'static str>| {
             let header = header.map(|name| (HeaderName::from_static(name), "x".parse().unwrap()));
-            let headers = header.into_iter().collect();
-            refusal(Client(client.parse().unwrap()), &headers)
+            let client =
+                Client { address: address.parse().unwrap(), reached: reached.parse().unwrap() };
+            refusal(client, &header.into_iter().collect())
         };
-        for own in ["127.0.0.1:9", "127.9.9.9:9", "[::1]:9", "[::ffff:127.0.0.1]:9"] {
-            assert_eq!(refusal_of(own, None), None, "{own}");
+        for (own, reached) in [
+            ("127.0.0.1:9", "127.0.0.1"),
+            ("127.9.9.9:9", "127.0.0.1"),
+            ("[::1]:9", "::1"),
+            ("[::ffff:127.0.0.1]:9", "::ffff:127.0.0.1"),
+            ("10.0.0.1:9", "10.0.0.1"),
+            ("10.0.0.1:9", "::ffff:10.0.0.1"),
+            ("[fe80::1]:9", "fe80::1"),
+        ] {
+            assert_eq!(refusal_of(own, reached, None), None, "{own}");
         }
-        for other in ["10.0.0.1:9", "[fe80::1]:9", "[::ffff:10.0.0.1]:9"] {
-            let why = refusal_of(other, None).unwrap();
+        for other in ["10.0.0.2:9", "[fe80::1]:9", "[::ffff:10.0.0.2]:9"] {
+            let why = refusal_of(other, "10.0.0.1", None).unwrap();
             assert!(why.contains(other), "{why}");
         }
         for (name, who) in FOREIGN {
-            let why = refusal_of("127.0.0.1:9", Some(name)).unwrap();
+            let why = refusal_of("127.0.0.1:9", "127.0.0.1", Some(name)).unwrap();
             assert!(why.starts_with(who), "{why}");
         }
     }

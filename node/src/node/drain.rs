@@ -23,7 +23,7 @@ impl Node {
     pub(super) async fn drain(&self) -> Option<End> {
         tracing::info!("draining");
         self.parts.draining.cancel();
-        self.admission.send_replace(Admission::Leaving);
+        self.parts.admission.send_replace(Admission::Leaving);
         sleep(self.drain.announce).await;
         let begun = Instant::now();
         self.close_ingest.cancel();

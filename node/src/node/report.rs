@@ -4,6 +4,7 @@
 //! view seen, to count its changes.
 
 use super::{End, Parts};
+use crate::ingest::Admission;
 use crate::metrics::{
     self, Direction, DirectionLabels, MemberLabels, MemberState as StateLabel, MeshRefusalLabels,
     PeerLabels, Role, RoleLabels,
@@ -71,7 +72,7 @@ pub(super) fn status(parts: &Parts) -> Status {
         cluster: parts.cluster.clone(),
         started_unix_seconds: unix_seconds(parts.started),
         state: state(standing.state),
-        ready: standing.state == MemberState::Active && !parts.draining.is_cancelled(),
+        ready: *parts.admission.borrow() == Admission::Serving && !parts.draining.is_cancelled(),
         degraded,
         view: View::of(&placement),
         members: documents,

@@ -298,6 +298,17 @@ fn trace_of_spans_max_is_due_at_once() {
 }
 
 #[test]
+fn trace_of_bytes_max_is_due_at_once() {
+    let mut rig = Rig::new("a", &["a"]);
+    let long = |number| Span { name: "x".repeat(LIMITS.bytes_max / 2), ..child(1, number) };
+    rig.hold(vec![long(1)]);
+    assert!(rig.pass(Duration::ZERO).is_empty(), "there is room for another half");
+    rig.hold(vec![long(2)]);
+    assert_eq!(export(&rig.pass(Duration::ZERO)).0.span_count, 2);
+    assert_eq!(rig.shard.take_tally().decided[0].0, Cause::Bytes);
+}
+
+#[test]
 fn replica_keeps_its_spans_until_done_covers_them() {
     let mut rig = Rig::new("b", &["a", "b"]);
     let trace = trace_of(&rig.placement, "a", Some("b"));

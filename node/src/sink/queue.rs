@@ -47,7 +47,7 @@ impl Sink for Queue {
         let counted = Counted { gauge: self.gauge.clone(), permit };
         counted.gauge.inc_by(i64::from(bytes));
         let queued = Instant::now();
-        let pending = Pending { attempt, queued, reply, _counted: counted };
+        let pending = Pending { attempt, queued, counted, reply };
         // Dropped when the worker has ended or there are too many: nothing was taken.
         let _ = self.sender.try_send(pending);
     }
@@ -57,13 +57,16 @@ impl Sink for Queue {
 pub(super) struct Pending {
     pub(super) attempt: Arc<Attempt>,
     queued: Instant,
+    /// Given back before the reply, as fields are dropped in order: whoever is answered finds room.
+    counted: Counted,
     reply: Reply,
-    _counted: Counted,
 }
 
 impl Pending {
     pub(super) fn answer(self, outcome: Outcome) {
-        self.reply.give(outcome);
+        let Self { reply, counted, .. } = self;
+        drop(counted);
+        reply.give(outcome);
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::host;
 use crate::mesh::{Authority, Validity, key_file, start, with_key};
-use crate::otlp::{Noise, PROTOBUF, encoded, hex, trace, trace_id};
+use crate::otlp::{Noise, encoded, hex, trace, trace_id};
 use serde_json::json;
 use std::net::UdpSocket;
 use tracemesh_tests::node::{Node, Settings};
@@ -39,13 +39,13 @@ fn assert_goes_on(mesh: &[Node]) {
     // The root comes last: soon after it the trace is due.
     let spans = trace(&id, mesh.len() as u64).into_iter().rev();
     for (node, span) in mesh.iter().zip(spans) {
-        assert_eq!(node.post(PROTOBUF, &encoded(vec![span])).status, 200);
+        node.deliver(&encoded(vec![span]));
     }
     let counts = || traces::span_counts(mesh.iter().map(Node::trace_file));
     wait_until("the trace", || counts().contains_key(&hex(&id)));
     assert_eq!(counts()[&hex(&id)], [mesh.len()]);
     for node in mesh {
-        assert_eq!(node.member_count(), mesh.len());
+        node.wait_for_members(mesh.len());
         assert!(!node.output().contains("panicked"), "{}", node.output());
     }
 }

@@ -91,7 +91,8 @@ fn scatter(nodes: &[Node]) -> Found {
             }
         }
         for (client, part) in clients.iter_mut().zip(parts) {
-            client.export(encoded(part)).expect("a healthy mesh takes what fits");
+            let request = encoded(part);
+            wait_until("a node to take a request", || client.export(request.clone()).is_ok());
         }
     }
     wait_until("all spans", || {

@@ -29,8 +29,10 @@ fn drain_a_node_under_load(mesh: &mut Mesh) -> Option<()> {
         mesh.nodes[node].metrics().sum("tracemesh_spans_accepted_total", &[])
     };
     wait_until("the second node to be used", || accepted(mesh, 1) > 0.0);
-    assert!(mesh.nodes[1].stop().success());
+    mesh.nodes[1].program().terminate();
+    wait_until("it to drain", || !mesh.nodes[1].is_ready());
     let drained = accepted(mesh, 0) + accepted(mesh, 2);
+    assert!(mesh.nodes[1].program().wait().success());
     assert!(generator.wait().success());
     let spans = generator::assert_no_error(&generator.output());
     assert_eq!(spans, TRACES * WORKERS * SPANS_OF_A_TRACE);

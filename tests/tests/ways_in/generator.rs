@@ -14,6 +14,8 @@ const FAILURES: [&str; 3] = ["\tWARN\t", "\tERROR\t", "\tFATAL\t"];
 pub(crate) fn command(address: &str, arguments: &[&str]) -> Option<Command> {
     let mut command = Command::new(parts::telemetrygen()?);
     command.args(["traces", "--otlp-endpoint", address, "--otlp-insecure"]);
+    // It waits longer than its ten seconds between two tries.
+    command.env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000");
     command.args(["--child-spans", &(SPANS_OF_A_TRACE - 1).to_string()]).args(arguments);
     Some(command)
 }

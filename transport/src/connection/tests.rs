@@ -127,6 +127,20 @@ async fn what_is_no_frame_is_refused_counted_and_harmless() {
 }
 
 #[tokio::test]
+async fn a_small_notice_is_a_datagram_and_a_large_one_needs_a_stream() {
+    let mut served = Served::start().await;
+    let large = Frame::new(7, vec![1; 20_000].into());
+    assert_eq!(served.guest.send_datagram(&large), Datagram::TooLarge);
+    let small = Frame::new(7, vec![1; 1_000].into());
+    assert_eq!(served.guest.send_datagram(&small), Datagram::Sent);
+    let received = timeout(LONG, served.incoming.next()).await.unwrap().unwrap();
+    let Received::Notice { frame, .. } = received else { panic!("{received:?}") };
+    assert_eq!(frame, small);
+    let sent = served.guest.connection.stats().frame_tx;
+    assert_eq!((sent.datagram, sent.stream), (1, 0), "a datagram, and no stream");
+}
+
+#[tokio::test]
 async fn a_call_given_up_halfway_never_reaches_the_node_and_is_no_fault() {
     let mut served = Served::start().await;
     let (mut send, _recv) = served.guest.connection.open_bi().await.unwrap();
