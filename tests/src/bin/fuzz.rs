@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 #[expect(unreachable_pub, reason = "the fuzzer's targets are crates of their own")]
-#[path = "../../../fuzz/src/lib.rs"]
+#[path = "../../../node/fuzz/src/lib.rs"]
 mod properties;
 
 /// Inputs of a property when no time is given; they take some tenths of a second.
@@ -65,7 +65,7 @@ fn say(text: &str) {
 
 /// Checks a property; of how many inputs.
 fn fuzz(name: &str, property: Property, time: Option<Duration>, first: u64) -> u64 {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(name);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/fuzz/seeds").join(name);
     let files = directory.read_dir().expect("there are seeds");
     let seeds = files.map(|file| std::fs::read(file.expect("it is listed").path()));
     let mut seeds: Vec<_> = seeds.map(|seed| seed.expect("it can be read")).collect();

@@ -25,9 +25,11 @@ fn intrude(settings: Settings, mesh: &[Node]) -> Node {
     intruder
 }
 
-/// Somebody was refused, which is counted; each reason is logged once however often it was.
-fn assert_counted_and_logged_once(node: &Node) {
-    wait_until("a refusal to be counted", || node.metrics().sum(REFUSED, &[]) >= 1.0);
+/// Somebody was refused for that cause, which is counted; each reason is logged once however often
+/// it was.
+fn assert_counted_and_logged_once(node: &Node, cause: &str) {
+    let count = || node.metrics().sum(REFUSED, &[("cause", cause)]);
+    wait_until("a refusal to be counted", || count() >= 1.0);
     let output = node.output();
     let lines: Vec<_> = output.lines().filter(|line| line.contains("logged once")).collect();
     assert!(!lines.is_empty() && lines.len() <= 2, "a line a reason, not {lines:#?}");
@@ -56,7 +58,7 @@ fn node_with_another_key_stays_outside() {
     let mesh = start(&with_key(host.nodes(&["a", "b"]), &key_file(&host, "ours")));
     let other = key_file(&host, "theirs");
     let _intruder = intrude(host.node("x").with("cluster.key_file", json!(other)), &mesh);
-    assert_counted_and_logged_once(&mesh[0]);
+    assert_counted_and_logged_once(&mesh[0], "by_peer");
     assert_goes_on(&mesh);
 }
 
@@ -65,7 +67,7 @@ fn node_without_a_key_stays_outside() {
     let host = host();
     let mesh = start(&with_key(host.nodes(&["a", "b"]), &key_file(&host, "ours")));
     let _intruder = intrude(host.node("x"), &mesh);
-    assert_counted_and_logged_once(&mesh[0]);
+    assert_counted_and_logged_once(&mesh[0], "by_peer");
     assert_goes_on(&mesh);
 }
 
@@ -75,8 +77,34 @@ fn node_of_another_cluster_stays_outside() {
     let key = key_file(&host, "ours");
     let mesh = start(&with_key(host.nodes(&["a", "b"]), &key));
     let other = host.node("x").with("cluster.name", json!("elsewhere"));
-    let _intruder = intrude(other.with("cluster.key_file", json!(key)), &mesh);
-    assert_counted_and_logged_once(&mesh[0]);
+    let mut intruder = intrude(other.with("cluster.key_file", json!(key)), &mesh);
+    intruder.program().wait_for_output("it is of cluster tracemesh, not elsewhere");
+    assert!(intruder.is_ready(), "another name is another cluster");
+    assert_counted_and_logged_once(&mesh[0], "by_peer");
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn node_that_disagrees_ends_with_both_values() {
+    let host = host();
+    let mesh = start(&host.nodes(&["a", "b"]));
+    let other = host.node("x").with("cluster.replicas", json!(0));
+    let ended = other.with_seed(&mesh[0].mesh_address()).run_to_end();
+    assert_eq!(ended.status.code(), Some(2), "{}", ended.output);
+    let said = ended.output.lines().find(|line| line.contains("cluster.replicas"));
+    let said = said.unwrap_or_else(|| panic!("the setting is named: {}", ended.output));
+    assert!(said.contains("is 0 here") && said.contains("1 at"), "{said}");
+    assert_goes_on(&mesh);
+}
+
+#[test]
+fn newcomer_with_the_id_of_a_member_ends_and_names_its_address() {
+    let host = host();
+    let mesh = start(&host.nodes(&["a", "b"]));
+    let twin = Settings::new(host.program(), &host.path().join("twin"), "b");
+    let ended = twin.with_seed(&mesh[0].mesh_address()).run_to_end();
+    assert_eq!(ended.status.code(), Some(2), "{}", ended.output);
+    assert!(ended.output.contains(&mesh[1].mesh_address()), "{}", ended.output);
     assert_goes_on(&mesh);
 }
 
@@ -95,7 +123,7 @@ fn node_with_an_expired_certificate_stays_outside() {
         // It looked at its own certificate first.
         assert!(intruder.output().contains("expired"), "{}", intruder.output());
     } else {
-        assert_counted_and_logged_once(&mesh[0]);
+        assert_counted_and_logged_once(&mesh[0], "expired");
     }
     assert_goes_on(&mesh);
 }
@@ -111,7 +139,7 @@ fn node_of_another_authority_stays_outside() {
     let mesh = start(&settings);
     let other = Authority::new().issue(&host, "x", Validity::Now);
     let _intruder = intrude(host.node("x").with("cluster.tls", other), &mesh);
-    assert_counted_and_logged_once(&mesh[0]);
+    assert_counted_and_logged_once(&mesh[0], "by_peer");
     assert_goes_on(&mesh);
 }
 
@@ -119,20 +147,30 @@ fn node_of_another_authority_stays_outside() {
 fn noise_and_forged_gossip_at_the_mesh_port_change_nothing() {
     let host = host();
     let mesh = start(&host.nodes(&["a", "b"]));
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port of loopback is free");
-    let send = |bytes: &[u8]| {
+    let stranger = || UdpSocket::bind("127.0.0.1:0").expect("a port of loopback is free");
+    let send = |socket: &UdpSocket, bytes: &[u8]| {
         for node in &mesh {
             socket.send_to(bytes, node.mesh_address()).expect("loopback takes a datagram");
         }
     };
-    let mut noise = Noise(11);
+    let (mut noise, noisy, forger) = (Noise(11), stranger(), stranger());
     for length in 1..1_400 {
-        send(&(0..length).map(|_| noise.byte()).collect::<Vec<u8>>());
+        send(&noisy, &(0..length).map(|_| noise.byte()).collect::<Vec<u8>>());
     }
-    send(&forged_gossip(1));
-    // As many ids as fit into a datagram, which is more than an answer can hold.
-    send(&forged_gossip(1_421));
-    assert_counted_and_logged_once(&mesh[0]);
+    assert_counted_and_logged_once(&mesh[0], "garbage");
+    let forger_is_logged = || {
+        let address = forger.local_addr().expect("it has one").to_string();
+        let is_it = |line: &str| line.contains("logged once") && line.contains(&address);
+        mesh.iter().all(|node| node.output().lines().any(is_it))
+    };
+    // The kernel drops what comes while there is too much of it.
+    wait_until("the forged gossip to be refused", || {
+        send(&forger, &forged_gossip(1));
+        // As many ids as fit into a datagram, which is more than an answer can hold.
+        send(&forger, &forged_gossip(1_421));
+        forger_is_logged()
+    });
+    assert_counted_and_logged_once(&mesh[0], "garbage");
     assert_goes_on(&mesh);
 }
 

@@ -12,14 +12,14 @@ use tracemesh_tests::node::{Node, Settings};
 use tracemesh_tests::ports::claim_base_port;
 use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::wait_until;
-use tracemesh_tests::{grpc, http, traces};
+use tracemesh_tests::{grpc, http, readme, traces};
 
 /// Traces that are scattered over the nodes.
 const TRACE_COUNT: u64 = 3_000;
 /// Spans of each, in as many requests to different nodes as there are nodes.
 const SPANS_OF_A_TRACE: u64 = 9;
 /// Clusters that are started before a view stays the same for the time of a test.
-const TRIES_MAX: u32 = 5;
+pub(crate) const TRIES_MAX: u32 = 5;
 /// Traces whose spans travel in one request.
 const TRACES_OF_A_REQUEST: u64 = 100;
 
@@ -162,6 +162,64 @@ fn assert_once_and_whole(report: &serde_json::Value) {
     for what in ["spans_lost", "spans_twice", "traces_in_parts"] {
         assert_eq!(came_out[what], 0, "{what}: {report}");
     }
+}
+
+/// Ports that the README uses for its first node, and how far apart they are from node to node.
+const README_PORT: u16 = 4317;
+const README_STEP: u16 = 10;
+
+/// What the README says of three nodes on one host, as commands with ports that are free.
+fn commands_of_readme(name: &str, ports: &[u16]) -> Vec<Vec<String>> {
+    let mut text = readme::text(name).replace("\\\n", " ");
+    // The first port needs no name in the file; any other does.
+    text = text.replace("traces.jsonl", &format!("traces-{}.jsonl", README_PORT + 2));
+    let ports = (README_PORT..).step_by(README_STEP.into()).zip(ports);
+    let ports = ports.flat_map(|(theirs, ours)| (0..4).map(move |n| (theirs + n, ours + n)));
+    let ports: Vec<_> = ports.collect();
+    // Marked first: what is free may look like one that is to be replaced.
+    for (theirs, _) in &ports {
+        text = text.replace(&theirs.to_string(), &format!("<{theirs}>"));
+    }
+    for (theirs, ours) in &ports {
+        text = text.replace(&format!("<{theirs}>"), &ours.to_string());
+    }
+    let words = |line: &str| line.split_whitespace().skip(1).map(str::to_owned).collect();
+    text.lines().map(words).collect()
+}
+
+#[test]
+fn three_nodes_on_one_host_are_started_and_loaded_as_the_readme_says() {
+    let host = host();
+    let ports: [u16; 3] = std::array::from_fn(|_| claim_base_port());
+    let run = |name: &str, words: &[String]| {
+        let mut command = Command::new(host.program());
+        command.args(words);
+        Program::start(name, host.path(), &mut command)
+    };
+    let nodes = commands_of_readme("three-nodes", &ports);
+    assert_eq!(nodes.len(), ports.len());
+    let numbered = nodes.iter().enumerate();
+    let _nodes: Vec<_> = numbered.map(|(n, words)| run(&format!("node-{n}"), words)).collect();
+    for port in ports {
+        let members = format!("http://127.0.0.1:{}/api/v1/members", port + 3);
+        wait_until("three members", || {
+            let answer = http::try_get(&members).filter(|answer| answer.status == 200);
+            answer.is_some_and(|answer| answer.json().as_array().map(Vec::len) == Some(3))
+        });
+    }
+    let [words] = &commands_of_readme("three-nodes-status", &ports)[..] else { panic!("one") };
+    let mut status = run("status", words);
+    assert!(status.wait().success(), "{}", status.output());
+    for port in ports {
+        assert!(status.output().contains(&(port + 2).to_string()), "{}", status.output());
+    }
+    let [words] = &mut commands_of_readme("three-nodes-load", &ports)[..] else { panic!("one") };
+    let spans = words.iter_mut().find(|word| *word == "200000").expect("it says how many spans");
+    "12000".clone_into(spans);
+    // A busy machine may lead to a view that changes meanwhile; nothing is lost even then.
+    words.extend(["--rate", "2000", "--allow-twice", "--allow-parts"].map(str::to_owned));
+    let mut load = run("load", words);
+    assert!(load.wait().success(), "{}", load.output());
 }
 
 #[test]

@@ -40,6 +40,43 @@ fn node_without_a_configuration_writes_a_posted_trace_beside_itself() {
 }
 
 #[test]
+fn standard_output_has_traces_and_nothing_else() {
+    let host = host();
+    let base_port = claim_base_port();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" > traces", TRACEMESH, "--sink", "stdout"]);
+    let arguments = ["--base-port", &base_port.to_string()];
+    let mut node = Program::start("node", host.path(), command.args(arguments));
+    node.wait_for_output("ready");
+    let url = format!("http://127.0.0.1:{}/v1/traces", base_port + 1);
+    let answer = http::post(&url, &[("content-type", "application/json")], JSON_TRACE.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    node.terminate();
+    assert!(node.wait().success());
+    let [line] = &tracemesh_tests::traces::read(&host.path().join("traces"))[..] else {
+        panic!("one trace, one line")
+    };
+    assert_eq!(line.trace_id, "5b8efff798038103d269b633813fc60c");
+    assert!(node.output().contains("drained"), "the log is elsewhere: {}", node.output());
+}
+
+#[test]
+fn second_signal_stops_a_node_at_once() {
+    let host = host();
+    // Nobody listens there, so that it cannot drain.
+    let sink = format!("http://127.0.0.1:{}", claim_base_port());
+    let node = host.node("a").with("sinks", json!([{ "otlp": { "endpoint": sink } }]));
+    let mut node = node.with("drain.timeout", json!("1h")).start();
+    node.deliver(&encoded(trace(&trace_id(1), 2)));
+    node.program().interrupt();
+    node.program().wait_for_output("asked to stop; asked again, this node stops at once");
+    node.program().wait_for_output("draining");
+    node.program().terminate();
+    assert_eq!(node.program().wait().code(), Some(1), "{}", node.output());
+    assert!(node.output().contains("what no other node has is lost"), "{}", node.output());
+}
+
+#[test]
 fn spans_of_a_trace_that_come_in_several_requests_are_one_line() {
     let host = host();
     let node = host.node("a").with("traces.root_delay", json!("10m"));

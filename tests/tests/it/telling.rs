@@ -62,6 +62,90 @@ fn readme_names_metrics_that_there_are() {
     }
 }
 
+/// Names without the prefix, and a label where there is one.
+const CONTRACT: [(&str, &[(&str, &str)]); 47] = [
+    ("spans_accepted_total", &[]),
+    ("spans_accepted_without_replica_total", &[]),
+    ("spans_unacknowledged_total", &[]),
+    ("spans_refused_total", &[("reason", "ids")]),
+    ("spans_refused_total", &[("reason", "size")]),
+    ("spans_refused_total", &[("reason", "syntax")]),
+    ("spans_redelivered_total", &[]),
+    ("spans_repaired_total", &[]),
+    ("spans_exported_total", &[]),
+    ("sink_spans_total", &[("sink", "file")]),
+    ("spans_late_total", &[]),
+    ("spans_sampled_out_total", &[]),
+    ("spans_dropped_total", &[("reason", "sink")]),
+    ("spans_dead_lettered_total", &[("sink", "file")]),
+    ("spans_exported_again_possible_total", &[("cause", "unanswered")]),
+    ("spans_held", &[("role", "owner")]),
+    ("spans_held", &[("role", "replica")]),
+    ("spans_held", &[("role", "stand_in")]),
+    ("traces_unplaced", &[("peer", "b")]),
+    ("traces_forgotten_early_total", &[]),
+    ("settled", &[]),
+    ("traces_decided_total", &[("cause", "root"), ("verdict", "kept")]),
+    ("traces_in_parts_total", &[]),
+    ("acknowledge_seconds_bucket", &[("le", "+Inf")]),
+    ("decide_delay_seconds_bucket", &[("le", "+Inf")]),
+    ("sink_seconds_bucket", &[("sink", "file"), ("le", "+Inf")]),
+    ("members", &[("state", "active")]),
+    ("view_info", &[]),
+    ("config_info", &[]),
+    ("slots", &[("role", "owner")]),
+    ("slots", &[("role", "replica")]),
+    ("view_changes_total", &[]),
+    ("hand_over_spans_total", &[("direction", "sent")]),
+    ("hand_over_bytes_total", &[("direction", "received")]),
+    ("hop_bytes_total", &[("direction", "sent")]),
+    ("peer_round_trip_seconds", &[("peer", "b")]),
+    ("memory_bytes", &[]),
+    ("memory_budget_bytes", &[]),
+    ("queue_bytes", &[("queue", "sink_file")]),
+    ("unreplicated_spans", &[]),
+    ("oldest_held_seconds", &[("role", "owner")]),
+    ("remembered_seconds", &[]),
+    ("sink_up", &[("sink", "file")]),
+    ("certificate_expires_seconds", &[]),
+    ("process_cpu_seconds_total", &[]),
+    ("process_resident_memory_bytes", &[]),
+    ("process_open_fds", &[]),
+];
+
+/// Those that are more than zero in a mesh that works and was used.
+const COUNTING: [&str; 13] = [
+    "spans_accepted_total",
+    "spans_exported_total",
+    "sink_spans_total",
+    "traces_decided_total",
+    "acknowledge_seconds_count",
+    "decide_delay_seconds_count",
+    "sink_seconds_count",
+    "hop_bytes_total",
+    "memory_budget_bytes",
+    "certificate_expires_seconds",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+];
+
+#[test]
+fn dashboards_find_every_metric_by_its_name() {
+    let host = host();
+    let nodes = start(&host.nodes(&["a", "b"]));
+    // Some of these are due on either.
+    (0..20).for_each(|number| drop(send(&nodes[0], number)));
+    for (name, labels) in CONTRACT {
+        let name = format!("tracemesh_{name}");
+        wait_until(&format!("{name}{labels:?}"), || nodes[0].metrics().has(&name, labels));
+    }
+    for name in COUNTING {
+        let name = format!("tracemesh_{name}");
+        wait_until(&format!("{name} to count"), || nodes[0].metrics().sum(&name, &[]) > 0.0);
+    }
+}
+
 #[test]
 fn any_node_tells_who_holds_a_trace_and_what_became_of_it() {
     let host = host();

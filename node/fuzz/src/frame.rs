@@ -2,7 +2,7 @@
 
 // Its own tests use all of it.
 #[cfg_attr(not(test), expect(dead_code, reason = "the property needs a part of a private module"))]
-#[path = "../../transport/src/frame.rs"]
+#[path = "../../../transport/src/frame.rs"]
 mod envelope;
 
 use bytes::Bytes;
