@@ -178,7 +178,7 @@ pub struct RouteMetrics {
     pub accepted_without_replica: Counter,
     /// `spans_unacknowledged_total`: spans of failed requests, which may still be held somewhere.
     pub unacknowledged: Counter,
-    /// `spans_refused_total{reason}`; spans refused for their `ids` or their `size` are counted here.
+    /// `spans_refused_total{reason}`: spans refused for their `ids` or their `size`.
     pub refused: Family<ReasonLabels, Counter>,
     /// `spans_rerouted_total{peer}`: sent to others because this peer did not answer in time.
     pub rerouted: Family<PeerLabels, Counter>,
