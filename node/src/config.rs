@@ -93,7 +93,7 @@ pub struct Node {
     /// Letters, digits, `.`, `_` and `-`; fit for a file name and a URI.
     pub id: String,
     /// Mesh address told to others. None: where the mesh listens, or, when that is every address,
-    /// the one that reaches the first seed (there is one then).
+    /// the one by which this host reaches its seeds (there are some then).
     pub advertise: Option<SocketAddr>,
     /// This node's own directory, which ends in its id.
     pub data_dir: PathBuf,

@@ -194,7 +194,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Whether it is on this host: only there can both ends of a connection have one address.
+    /// Whether this host made the connection: only then can both ends have one address.
     pub fn is_local(&self) -> bool {
         let ip = self.address.ip().to_canonical();
         ip.is_loopback() || ip == self.reached.to_canonical()

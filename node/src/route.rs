@@ -17,7 +17,7 @@ use crate::memory::{CLIENTS_PERCENT, Memory};
 use crate::mesh::{PeerError, Peers};
 use crate::metrics::{PeerLabels, Reason, ReasonLabels, RouteMetrics};
 use crate::reach::{Reach, Routing};
-use crate::scan::scan;
+use crate::scan::{HEADER_SHARE, scan};
 use crate::settling::Settling;
 use crate::tasks::Tasks;
 use batch::{Batching, NoReply};
@@ -317,7 +317,11 @@ fn complaint(without_id: u32, large: u32) -> String {
         ));
     }
     if large > 0 {
-        reasons.push(format!("{large} spans are larger than {FRAME_SPANS_BYTES_MAX} bytes"));
+        let headers_max = FRAME_SPANS_BYTES_MAX / HEADER_SHARE;
+        reasons.push(format!(
+            "{large} spans take more than {FRAME_SPANS_BYTES_MAX} bytes with their resource and \
+             scope, or those alone more than {headers_max}"
+        ));
     }
     reasons.join("; ")
 }

@@ -219,16 +219,20 @@ mod tests {
     #[test]
     fn buffers_are_as_large_as_the_kernel_allows() {
         let limit = |name| {
-            let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap();
-            text.trim().parse::<usize>().unwrap()
+            // Older kernels hide them from containers.
+            let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).ok()?;
+            text.trim().parse::<usize>().ok()
+        };
+        let (Some(receive_max), Some(send_max)) = (limit("rmem_max"), limit("wmem_max")) else {
+            return eprintln!("SKIPPED: the kernel does not tell its limits");
         };
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
         warn_of_small_buffers(&socket);
         // Linux reports twice the size that may be used.
         let receive_bytes = socket.recv_buffer_size().unwrap() / 2;
-        assert!(receive_bytes >= BUFFER_BYTES.min(limit("rmem_max")), "{receive_bytes}");
+        assert!(receive_bytes >= BUFFER_BYTES.min(receive_max), "{receive_bytes}");
         let send_bytes = socket.send_buffer_size().unwrap() / 2;
-        assert!(send_bytes >= BUFFER_BYTES.min(limit("wmem_max")), "{send_bytes}");
+        assert!(send_bytes >= BUFFER_BYTES.min(send_max), "{send_bytes}");
     }
 
     #[tokio::test]

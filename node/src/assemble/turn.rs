@@ -292,7 +292,7 @@ impl Turn {
     }
 
     fn publish(&mut self) {
-        // First, so that no span is missing from what is counted and from what is held.
+        // First: whoever finds nothing held, and waits for no more, finds it counted.
         count(&self.metrics, &self.shard.take_tally());
         self.publish_held();
         let held = &self.held[self.number];

@@ -105,8 +105,8 @@ pub(super) const KEYS: &[Key] = &[
         "node.advertise",
         Kind::Socket,
         None,
-        "Mesh address told to others. Default: where the mesh listens, or the address that \
-         reaches the first seed when that is every address.",
+        "Mesh address told to others. Default: where the mesh listens, or the address by \
+         which this host reaches its seeds when that is every address.",
     ),
     key(
         "node.data_dir",

@@ -1,9 +1,9 @@
 //! The one thing that the console lets somebody do: end the node in order.
 //!
 //! There are no tokens here, so only this host may ask, and no web page that somebody on this host
-//! looks at: browsers say where a page came from with every POST. What came through a proxy comes
-//! from somebody else. Asking twice is asking once; how it ended is told to whoever waits for it,
-//! as the last thing that a node says.
+//! looks at: browsers say where a page came from with every POST. What came through a proxy that
+//! says so comes from somebody else. Asking twice is asking once; how it ended is told to whoever
+//! waits for it, as the last thing that a node says.
 
 use super::Source;
 use crate::listen::Client;

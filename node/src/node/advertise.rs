@@ -13,8 +13,9 @@ use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 /// Addresses of documentation (RFC 5737, RFC 3849), which no host has: the way there is the way to
-/// anywhere.
-const ANYWHERE: [&str; 2] = ["192.0.2.1:9", "[2001:db8::1]:9"];
+/// anywhere. A socket for both families writes IPv4 as the last one.
+const ANYWHERE_V4: [&str; 1] = ["192.0.2.1:9"];
+const ANYWHERE_V6: [&str; 2] = ["[2001:db8::1]:9", "[::ffff:192.0.2.1]:9"];
 
 /// A resolver that takes longer is as good as none.
 const LOOKUP_MAX: Duration = Duration::from_secs(2);
@@ -42,61 +43,90 @@ pub(super) async fn advertised(
 }
 
 /// The address from which this host reaches the first seed that has a route. One on loopback, as
-/// the host's own name often has, says nothing while another seed says more.
+/// the host's own name often has, is for a mesh that is all there: where a seed has no address yet,
+/// the others may be on other hosts.
 async fn own_address(bound: IpAddr, seeds: &[String]) -> io::Result<IpAddr> {
-    let mut loopback = None;
+    let (mut loopback, mut unreached) = (None, None);
     for seed in seeds {
         match source_towards(bound, seed).await {
-            Ok(ip) if ip.to_canonical().is_loopback() => loopback = Some(ip),
+            Ok(ip) if ip.is_loopback() => loopback = Some(ip),
             Ok(ip) => return Ok(ip),
-            Err(error) => tracing::debug!(seed, %error, "no route"),
+            Err(error) => unreached = Some(error),
         }
     }
-    match loopback {
-        Some(ip) => Ok(ip),
-        None => source_towards(bound, ANYWHERE[usize::from(bound.is_ipv6())]).await,
+    match (loopback, unreached) {
+        (Some(ip), None) => Ok(ip),
+        (loopback, error) => match towards_anywhere(bound).await {
+            Some(ip) => {
+                tracing::warn!(
+                    address = %ip,
+                    "no seed has an address yet; others are told the one of this host's default \
+                     route, unless node.advertise says another"
+                );
+                Ok(ip)
+            }
+            None => loopback.ok_or_else(|| error.unwrap_or_else(|| io::ErrorKind::NotFound.into())),
+        },
     }
 }
 
-/// Connecting a UDP socket sends nothing; it asks the kernel for the route.
+async fn towards_anywhere(bound: IpAddr) -> Option<IpAddr> {
+    let targets = if bound.is_ipv4() { &ANYWHERE_V4[..] } else { &ANYWHERE_V6[..] };
+    for target in targets {
+        if let Ok(ip) = source_towards(bound, target).await {
+            return Some(ip);
+        }
+    }
+    None
+}
+
+/// Connecting a UDP socket sends nothing; it asks the kernel for the route. An address of IPv4 is
+/// written as one, as in lists of seeds.
 async fn source_towards(bound: IpAddr, target: &str) -> io::Result<IpAddr> {
     let probe = UdpSocket::bind((bound, 0)).await?;
     timeout(LOOKUP_MAX, probe.connect(target)).await??;
-    Ok(probe.local_addr()?.ip())
+    Ok(probe.local_addr()?.ip().to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
 
-    async fn found(seeds: &[&str]) -> io::Result<IpAddr> {
+    const ALL: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+    async fn found(seeds: &[&str]) -> Option<IpAddr> {
         let seeds: Vec<_> = seeds.iter().map(|seed| (*seed).to_owned()).collect();
-        own_address(Ipv4Addr::UNSPECIFIED.into(), &seeds).await
+        own_address(ALL, &seeds).await.ok()
+    }
+
+    #[tokio::test]
+    async fn loopback_is_for_a_mesh_that_is_all_there() {
+        let loopback = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        assert_eq!(found(&["127.0.0.1:4319", "127.0.0.1:4329"]).await, loopback);
+        // A host without any network has no way to anywhere.
+        let anywhere = towards_anywhere(ALL).await;
+        let expected = anywhere.or(loopback);
+        assert_eq!(found(&["nowhere.invalid:4319", "127.0.0.1:4319"]).await, expected);
     }
 
     #[tokio::test]
     async fn a_seed_without_an_address_is_passed_over() {
-        let seeds = ["nowhere.invalid:4319", "127.0.0.1:4319"];
-        assert_eq!(found(&seeds).await.unwrap(), Ipv4Addr::LOCALHOST);
-    }
-
-    #[tokio::test]
-    async fn seeds_without_addresses_leave_the_way_to_anywhere() {
-        // A host without any network has none.
-        let found = found(&["nowhere.invalid:4319"]).await;
-        assert_eq!(
-            found.ok(),
-            source_towards(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE[0]).await.ok()
-        );
-    }
-
-    #[tokio::test]
-    async fn loopback_is_advertised_only_where_no_seed_says_more() {
-        let anywhere = source_towards(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE[0]).await;
-        let Ok(anywhere) = anywhere else {
+        let Some(own) = towards_anywhere(ALL).await else {
             return eprintln!("SKIPPED: this host has loopback alone");
         };
-        let own = SocketAddr::new(anywhere, 4319).to_string();
-        assert_eq!(found(&["127.0.0.1:4319", &own]).await.unwrap(), anywhere);
+        let address = SocketAddr::new(own, 4319).to_string();
+        assert_eq!(found(&["127.0.0.1:4319", &address]).await, Some(own));
+        assert_eq!(found(&["nowhere.invalid:4319", &address]).await, Some(own));
+        assert_eq!(found(&["nowhere.invalid:4319"]).await, Some(own), "the way to anywhere");
+    }
+
+    #[tokio::test]
+    async fn an_address_of_ipv4_is_written_as_one() {
+        let both = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let Ok(found) = source_towards(both, "127.0.0.1:4319").await else {
+            return eprintln!("SKIPPED: this host has no IPv6");
+        };
+        assert_eq!(found, Ipv4Addr::LOCALHOST);
     }
 }

@@ -64,9 +64,8 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn answer(self, outcome: Outcome) {
-        let Self { reply, counted, .. } = self;
-        drop(counted);
-        reply.give(outcome);
+        drop(self.counted);
+        self.reply.give(outcome);
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -161,9 +161,19 @@ fn span_that_no_frame_can_hold_is_refused_alone() {
     assert_eq!(answer.status, 200);
     let (count, message) = otlp::refused(&answer.body);
     assert_eq!(count, 1, "{message}");
-    assert!(message.contains("larger than"), "{message}");
+    assert!(message.contains("take more than 4194304 bytes"), "{message}");
     assert_eq!(node.wait_for_trace(&hex(&id)).spans.len(), 2);
-    node.wait_for_metric("tracemesh_spans_refused_total", &[("reason", "size")], 1.0);
+
+    let mut request = otlp::request(trace(&trace_id(2), 3));
+    request.resource_spans[0].schema_url = "x".repeat(1100 << 10);
+    let mut with_room = otlp::request(trace(&trace_id(3), 3));
+    request.resource_spans.append(&mut with_room.resource_spans);
+    let answer = node.post(PROTOBUF, &request.encode_to_vec());
+    let (count, message) = otlp::refused(&answer.body);
+    assert_eq!((answer.status, count), (200, 3), "{message}");
+    assert!(message.contains("more than 1048576"), "{message}");
+    assert_eq!(node.wait_for_trace(&hex(&trace_id(3))).spans.len(), 3);
+    node.wait_for_metric("tracemesh_spans_refused_total", &[("reason", "size")], 4.0);
 }
 
 fn otlp_span_with_id(

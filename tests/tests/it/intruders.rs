@@ -81,6 +81,7 @@ fn node_of_another_cluster_stays_outside() {
     intruder.program().wait_for_output("it is of cluster tracemesh, not elsewhere");
     assert!(intruder.is_ready(), "another name is another cluster");
     assert_counted_and_logged_once(&mesh[0], "by_peer");
+    assert!(mesh[0].output().contains("not elsewhere"), "{}", mesh[0].output());
     assert_goes_on(&mesh);
 }
 

@@ -17,7 +17,7 @@ use tracemesh_tests::program::Program;
 use tracemesh_tests::wait::{last, wait_for, wait_until};
 
 const SPANS_OF_A_TRACE: u64 = 4;
-/// How long a sink may take to answer.
+/// How long a node waits for a sink's answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 fn send(node: &Node, id: &[u8]) {

@@ -31,12 +31,10 @@ fn drain_a_node_under_load(mesh: &mut Mesh) -> Option<()> {
     wait_until("the second node to be used", || accepted(mesh, 1) > 0.0);
     mesh.nodes[1].program().terminate();
     wait_until("it to drain", || !mesh.nodes[1].is_ready());
-    let drained = accepted(mesh, 0) + accepted(mesh, 2);
     assert!(mesh.nodes[1].program().wait().success());
     assert!(generator.wait().success());
     let spans = generator::assert_no_error(&generator.output());
     assert_eq!(spans, TRACES * WORKERS * SPANS_OF_A_TRACE);
-    assert!(accepted(mesh, 0) + accepted(mesh, 2) > drained, "the others were used afterwards");
     let url = format!("http://{}/v1/traces", mesh.here("10.0.0.9:4318"));
     let answer = http::post(&url, &[("content-type", "application/json")], b"{}");
     assert_eq!(answer.status, 200);

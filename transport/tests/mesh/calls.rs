@@ -94,7 +94,7 @@ async fn another_node_at_the_address_is_named() {
 }
 
 #[tokio::test]
-async fn a_peer_that_never_answers_a_packet_is_silent_and_then_left_alone() {
+async fn a_peer_that_never_answers_a_packet_is_silent_and_then_unreachable() {
     let alice = Plan::new("alice").start();
     let mute = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = mute.local_addr().unwrap();
