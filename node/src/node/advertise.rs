@@ -60,7 +60,7 @@ async fn own_address(bound: IpAddr, seeds: &[String]) -> io::Result<IpAddr> {
             Some(ip) => {
                 tracing::warn!(
                     address = %ip,
-                    "no seed has an address yet; others are told the one of this host's default \
+                    "not every seed has an address yet; others are told that of this host's default \
                      route, unless node.advertise says another"
                 );
                 Ok(ip)
