@@ -60,8 +60,8 @@ async fn own_address(bound: IpAddr, seeds: &[String]) -> io::Result<IpAddr> {
             Some(ip) => {
                 tracing::warn!(
                     address = %ip,
-                    "not every seed has an address yet; others are told that of this host's default \
-                     route, unless node.advertise says another"
+                    "not every seed has an address yet; others are told that of this host's \
+                     default route, unless node.advertise says another"
                 );
                 Ok(ip)
             }
